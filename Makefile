@@ -1,0 +1,44 @@
+# Everything runs in a private environment, .venv, made on the first call of any target.
+PYTHON ?= python3.11
+ifeq ($(origin STUDIES),undefined)
+# A newcomer without images gets CT phantoms, written to ./studies.
+STUDIES := studies
+SAMPLES := --samples
+endif
+HOST ?= 127.0.0.1
+PORT ?= 8000
+BIN := .venv/bin
+
+.PHONY: serve test test-all lint format setup clean
+
+serve: setup
+	$(BIN)/samloop serve --studies "$(STUDIES)" $(SAMPLES) --host $(HOST) --port $(PORT) $(ARGS)
+
+test: .venv/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: .venv/.dev
+	$(BIN)/python -m pytest -m "not gpu and not browser" $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: .venv/.run
+
+.venv/.run: requirements.txt pyproject.toml
+	sh install.sh "$(PYTHON)" .venv -e .
+	touch $@
+
+.venv/.dev: .venv/.run requirements-dev.txt
+	sh install.sh "$(PYTHON)" .venv -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
