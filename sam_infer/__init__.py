@@ -1,0 +1,1 @@
+"""Masks from prompts: geometry, intensity, engines, propagation and the MONAI Label tasks over them."""

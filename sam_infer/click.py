@@ -1,0 +1,175 @@
+"""From clicks to a mask: one slice, or a whole object through slices. The core under the click tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_infer.correct import correct
+from sam_infer.embeddings import SliceEncoder
+from sam_infer.errors import InputError
+from sam_infer.geometry import put_slice, slice_distance
+from sam_infer.intensity import Window
+from sam_infer.prompts.request import Clicks, choose_slice
+from sam_infer.propagate import StopRule, mask_logits, propagate
+from sam_infer.types import Box, Candidates, Prompts
+from sam_infer.volumes import Image, empty_labelmap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """The answer to clicks.
+
+    Args:
+        labelmap: (I, J, K) uint8, 1 = the object.
+        score: Predicted IoU, 0 to 1; of a volume, the mean over its slices.
+        slices: The prompted slices.
+        ignored_points: Clicks that lie on other slices than the one that a 2D request is about.
+        cached: True where every prompted slice's embedding was in the cache.
+        stops: 3D only: why the propagation ended, by slice.
+    """
+
+    labelmap: NDArray[np.uint8]
+    score: float
+    slices: list[int]
+    ignored_points: int
+    cached: bool
+    stops: dict[int, str]
+
+
+def _on_slice(clicks: Clicks, k: int, box: Box | None) -> Prompts:
+    points = clicks.on_slice(k)
+    mask = None
+    if clicks.existing is not None and clicks.existing[:, :, k].any():
+        mask = mask_logits(np.ascontiguousarray(clicks.existing[:, :, k].T))
+    return Prompts(points=points.points, point_labels=points.point_labels, box=box, mask_logits=mask)
+
+
+def click_slice(
+    image: Image, clicks: Clicks, *, encoder: SliceEncoder, window: Window, mark: Callable[[str], None]
+) -> Segmented:
+    """Segment the object on one slice.
+
+    Args:
+        image: The image.
+        clicks: Its prompts.
+        encoder: Encodes and decodes slices.
+        window: The intensity window.
+        mark: Called with a stage's name when the stage has ended, for latencies.
+
+    Raises:
+        InputError: When the slice cannot be known or nothing on it says where the object is.
+    """
+    k = choose_slice(clicks, image.shape)
+    region = clicks.region
+    box = region.box if region is not None and (clicks.slice is None or k in region.slices) else None
+    prompts = _on_slice(clicks, k, box)
+    if prompts.is_empty:
+        raise InputError(
+            "foreground",
+            prompts.points.tolist(),
+            f"slice {k} has no foreground point, box or mask; add a foreground point on it",
+        )
+    _, cached = encoder.embedding(image, k, window)
+    mark("encode")
+    found = encoder.decode_history(image, k, window, prompts)
+    mark("decode")
+    labelmap = empty_labelmap(image.shape)
+    put_slice(labelmap, k, found.mask())
+    return Segmented(
+        labelmap=labelmap,
+        score=float(found.iou[found.best]),
+        slices=[k],
+        ignored_points=len(clicks.foreground) + len(clicks.background) - len(prompts.points),
+        cached=cached,
+        stops={},
+    )
+
+
+def click_volume(
+    image: Image,
+    clicks: Clicks,
+    *,
+    encoder: SliceEncoder,
+    window: Window,
+    mark: Callable[[str], None],
+    rule: StopRule | None = None,
+) -> Segmented:
+    """Segment the whole object: decode the prompted slices, then propagate in both directions.
+
+    A ROI of one slice is a box on that slice and leaves the extent open; a ROI of several slices bounds the
+    object, its box prompting the middle slice. With an existing mask, only what the clicks change is carried
+    to neighbouring slices.
+
+    Args:
+        image: The image.
+        clicks: Its prompts.
+        encoder: Encodes and decodes slices.
+        window: The intensity window.
+        mark: Called with a stage's name when the stage has ended, for latencies.
+        rule: When propagation stops.
+    """
+    seeds = _seeds(image, clicks)
+    cached = True
+    for k in seeds:
+        cached &= encoder.embedding(image, k, window)[1]
+    mark("encode")
+
+    def decode(k: int, prompts: Sequence[Prompts]) -> list[Candidates]:
+        return encoder.decode(image, k, window, prompts)
+
+    decoded = {k: encoder.decode_history(image, k, window, prompts) for k, prompts in seeds.items()}
+    mark("decode")
+    if clicks.existing is not None:
+        volume = correct(clicks.existing, decoded, decode=decode, clicks=clicks.on_slice)
+    else:
+        region = clicks.region
+        bounds = region.slices if region is not None and len(region.slices) > 1 else None
+        volume = propagate(
+            decoded,
+            shape=image.shape,
+            decode=decode,
+            values=lambda k: encoder.slice_values(image, k, window),
+            clicks=clicks.on_slice,
+            thickness=slice_distance(image.affine),
+            bounds=bounds,
+            rule=rule,
+        )
+    mark("propagate")
+    return Segmented(
+        labelmap=volume.mask,
+        score=volume.iou,
+        slices=sorted(seeds),
+        ignored_points=0,
+        cached=cached,
+        stops=volume.stops,
+    )
+
+
+def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
+    """The prompts of each slice that says where the object is."""
+    region = clicks.region
+    chosen: set[int] = {int(p[2]) for p in clicks.foreground}
+    if clicks.existing is not None:
+        chosen |= {k for k in clicks.slices_with_points() if clicks.existing[:, :, k].any()}
+    boxed: int | None = None
+    if region is not None:
+        inside = [k for k in sorted(chosen) if k in region.slices]
+        middle = (region.low[2] + region.high[2]) // 2
+        boxed = clicks.slice if clicks.slice is not None and clicks.slice in region.slices else middle
+        if inside and boxed not in inside and len(region.slices) > 1:
+            boxed = min(inside, key=lambda k: abs(k - middle))
+        chosen.add(boxed)
+    if not chosen:
+        raise InputError(
+            "foreground",
+            [],
+            "no slice has a foreground point, a box, or a click on the mask sent along; add one",
+        )
+    return {
+        k: _on_slice(clicks, k, region.box if region is not None and k == boxed else None)
+        for k in sorted(chosen)
+    }

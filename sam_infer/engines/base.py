@@ -1,0 +1,60 @@
+"""The interface every promptable engine has: encode a slice once, decode prompts many times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from sam_infer.types import Candidates, FloatArray, Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """What an engine keeps of one slice image.
+
+    Args:
+        image_size: (H, W) of the encoded slice in pixels.
+        features: The engine's own tensors by name, on the engine's device.
+    """
+
+    image_size: tuple[int, int]
+    features: dict[str, torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the features in bytes."""
+        return sum(t.element_size() * t.nelement() for t in self.features.values())
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Turns a slice image and prompts into masks. Implementations are safe to call from threads."""
+
+    @property
+    def name(self) -> str:
+        """The registry's name of the engine."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the weights or the preprocessing change; part of every cache key."""
+
+    def encode(self, image: FloatArray) -> Embedding:
+        """Encode one slice.
+
+        Args:
+            image: (H, W) or (H, W, 3) float32 in 0..1, already windowed (`sam_infer.intensity`).
+        """
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidates]:
+        """Decode every prompt against one embedding, in one batch where the engine can.
+
+        Args:
+            embedding: From `encode` of this engine.
+            prompts: One entry per object; none may be empty (`Prompts.is_empty`).
+
+        Returns:
+            One `Candidates` per prompt, in order, at the slice's own resolution.
+        """

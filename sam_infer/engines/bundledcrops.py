@@ -1,0 +1,105 @@
+"""Where the bundled engine looks for a prompt's object, and the crops that it takes there."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam_infer.engines.base import Embedding
+from sam_infer.networks.cropwindow import Window, box_window, crop_grid, sample_image, to_crop, window_matrix
+from sam_infer.networks.promptchannels import SIZE, CropBatch
+from sam_infer.prompts.simulated import mask_box
+from sam_infer.types import Box, FloatArray, Prompts
+
+
+def prompt_windows(prompt: Prompts, size: tuple[int, int]) -> list[Window]:
+    """The windows of an image in which a prompt is answered.
+
+    Args:
+        prompt: Not empty.
+        size: (H, W) of the slice.
+
+    Returns:
+        One window around box, previous mask and foreground clicks where there is a box or a mask; more
+        for clicks without a box: squares of the whole, half and quarter image.
+    """
+    boxes: list[Box] = [] if prompt.box is None else [prompt.box]
+    shown = None if prompt.mask_logits is None else mask_box(prompt.mask_logits > 0)
+    if shown is not None:
+        boxes.append(shown)
+    windows = []
+    points = [(float(x), float(y), float(x), float(y)) for x, y in prompt.positive]
+    if boxes:
+        windows.append(box_window(_union(boxes + points)))
+    if prompt.box is None and points:
+        windows += _click_windows(_union(points), size)
+    return windows or [_click_windows((0.0, 0.0, size[1] - 1.0, size[0] - 1.0), size)[0]]
+
+
+def _union(boxes: list[Box]) -> Box:
+    table = np.array(boxes)
+    x0, y0 = table[:, :2].min(0)
+    x1, y1 = table[:, 2:].max(0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _click_windows(clicks: Box, size: tuple[int, int]) -> list[Window]:
+    """Squares of the whole, half and quarter image around the clicks, shifted to lie in the image."""
+    height, width = size
+    windows: list[Window] = []
+    for share in (1.0, 0.5, 0.25):
+        side = max(share * max(height, width), 24.0)
+        if share < 1 and max(clicks[2] - clicks[0], clicks[3] - clicks[1]) > 0.9 * side:
+            continue
+        corner = []
+        for low, high, length in ((clicks[0], clicks[2], width), (clicks[1], clicks[3], height)):
+            start = (low + high + 1 - side) / 2
+            corner.append((length - side) / 2 if side >= length else min(max(start, 0.0), length - side))
+        windows.append((corner[0], corner[1], side, side))
+    return windows
+
+
+def draw_crops(embedding: Embedding, windows: list[Window], prompts: list[Prompts]) -> CropBatch:
+    """Resample each window and bring its prompt into crop pixels.
+
+    Args:
+        embedding: Of `BundledEngine.encode`.
+        windows: B windows.
+        prompts: The prompt of each window, B.
+
+    Returns:
+        B crops on the embedding's device.
+    """
+    levels = [embedding.features[f"level{n}"] for n in range(len(embedding.features))]
+    device = levels[0].device
+    most = max([len(p.points) for p in prompts] + [1])
+    box = torch.full((len(windows), 4), torch.nan)
+    points = torch.full((len(windows), most, 3), -1.0)
+    images, valids, previous = [], [], []
+    for n, (window, prompt) in enumerate(zip(windows, prompts, strict=True)):
+        matrix = torch.from_numpy(window_matrix(window)).float()[None].to(device)
+        grid = crop_grid(matrix)
+        image, valid = sample_image(levels, grid, float(np.sqrt(window[2] * window[3])) / SIZE)
+        images.append(image)
+        valids.append(valid)
+        if prompt.box is not None:
+            corners = to_crop(np.array(prompt.box).reshape(2, 2), window)
+            box[n] = torch.from_numpy(corners).float().flatten()
+        if len(prompt.points):
+            points[n, : len(prompt.points), :2] = torch.from_numpy(to_crop(prompt.points, window)).float()
+            points[n, : len(prompt.points), 2] = torch.from_numpy(prompt.point_labels.astype(np.float32))
+        previous.append(_sample_logits(prompt.mask_logits, grid))
+    return CropBatch(
+        image=torch.cat(images), valid=torch.cat(valids), box=box.to(device), points=points.to(device),
+        previous=torch.cat(previous),
+    )  # fmt: skip
+
+
+def _sample_logits(logits: FloatArray | None, grid: Tensor) -> Tensor:
+    if logits is None:
+        return grid.new_zeros(grid.shape[:3])
+    source = torch.from_numpy(np.clip(logits, -12, 12).astype(np.float32)).to(grid.device)[None, None]
+    where = (grid + 0.5) * 2 / grid.new_tensor([source.shape[3], source.shape[2]]) - 1
+    return F.grid_sample(source, where, padding_mode="border", align_corners=False)[:, 0]

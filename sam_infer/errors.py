@@ -1,0 +1,24 @@
+"""The error that a client's bad input raises."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used, told so that its sender can mend it.
+
+    The text names the argument, the value and the remedy. The server answers it with ``status``
+    (a 4xx), never with a 500.
+
+    Args:
+        argument: Name of the offending argument as the client sent it.
+        value: What was received; its repr is cut to 200 characters.
+        remedy: What to send instead.
+        status: HTTP status, 400 to 499.
+    """
+
+    def __init__(self, argument: str, value: object, remedy: str, *, status: int = 400) -> None:
+        if not 400 <= status <= 499:
+            raise ValueError(f"status must lie in 400..499, got {status}")
+        shown = repr(value)
+        shown = shown if len(shown) <= 200 else shown[:197] + "..."
+        super().__init__(f"{argument} = {shown}: {remedy}")
+        self.argument = argument
+        self.status = status

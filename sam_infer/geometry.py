@@ -1,0 +1,152 @@
+"""The one place where coordinates change meaning: voxel, slice pixel, and the order of region bounds.
+
+Voxel indices (i, j, k) are those of the file's own storage order, as 3D Slicer and OHIF send them. Slice k
+of a volume of shape (I, J, K) is the image of shape (H, W) = (J, I) whose column x is i and whose row y is
+j, so a voxel (i, j, k) is the pixel (x, y) = (i, j) of slice k. A 2D image of W columns and H rows is the
+volume (W, H, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_infer.errors import InputError
+from sam_infer.types import Box
+
+
+def slice_image(volume: NDArray, k: int) -> NDArray:
+    """Slice ``k`` as an image.
+
+    Args:
+        volume: (I, J, K) or (I, J, K, C), voxel order.
+        k: Slice index.
+
+    Returns:
+        (H, W) = (J, I), or (H, W, C): a view, row y = j, column x = i.
+    """
+    return np.swapaxes(volume[:, :, k], 0, 1)
+
+
+def put_slice(volume: NDArray, k: int, image: NDArray) -> None:
+    """Write an (H, W) image into slice ``k`` of an (I, J, K) volume, in place."""
+    volume[:, :, k] = image.T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A box of voxels, both ends included.
+
+    Args:
+        low: (i, j, k) of the lowest corner.
+        high: (i, j, k) of the highest corner, at least ``low`` everywhere.
+    """
+
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+
+    @property
+    def box(self) -> Box:
+        """(x0, y0, x1, y1) in slice pixels."""
+        return (float(self.low[0]), float(self.low[1]), float(self.high[0]), float(self.high[1]))
+
+    @property
+    def slices(self) -> range:
+        """The slice indices k of the region."""
+        return range(self.low[2], self.high[2] + 1)
+
+
+def parse_roi(roi: Sequence[float], shape: Sequence[int]) -> Region:
+    """Read a region of interest as 3D Slicer sends it.
+
+    Args:
+        roi: [i0, i1, j0, j1, k0, k1] in voxels, the pairs in any order; 2D images may leave k out.
+        shape: (I, J, K) of the image.
+
+    Returns:
+        The region, sorted and clipped to the image.
+
+    Raises:
+        InputError: When it is not four or six finite numbers, or lies outside the image.
+    """
+    order = "[i0, i1, j0, j1, k0, k1] in voxel indices of the image"
+    try:
+        bounds = np.asarray(roi, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError("roi", roi, f"send six numbers {order}") from None
+    if bounds.shape == (4,) and shape[2] == 1:
+        bounds = np.concatenate([bounds, [0.0, 0.0]])
+    if bounds.shape != (6,) or not np.isfinite(bounds).all():
+        raise InputError("roi", roi, f"send six finite numbers {order}")
+    pairs = np.sort(np.clip(np.rint(bounds), -(2**30), 2**30).astype(int).reshape(3, 2), axis=1)
+    size = np.asarray(shape[:3])
+    if (pairs[:, 1] < 0).any() or (pairs[:, 0] >= size).any():
+        raise InputError(
+            "roi", roi, f"the region lies outside the image of shape {tuple(size.tolist())}; send {order}"
+        )
+    low = np.clip(pairs[:, 0], 0, size - 1).tolist()
+    high = np.clip(pairs[:, 1], 0, size - 1).tolist()
+    return Region(low=(low[0], low[1], low[2]), high=(high[0], high[1], high[2]))
+
+
+def parse_points(name: str, points: object, shape: Sequence[int]) -> NDArray[np.int64]:
+    """Read clicks as the viewers send them.
+
+    Args:
+        name: The argument's name, for the error.
+        points: [[i, j, k], ...] in voxels; on a 2D image [x, y] or [x, y, 0] (column, row). A single
+            bare point and an empty list are accepted.
+        shape: (I, J, K) of the image.
+
+    Returns:
+        (N, 3) int64 voxel indices.
+
+    Raises:
+        InputError: When a point is malformed or outside the image.
+    """
+    flat = shape[2] == 1
+    form = "[[x, y], ...] (column, row)" if flat else "[[i, j, k], ...] in voxel indices"
+    if points is None or (isinstance(points, list | tuple) and not points):
+        return np.zeros((0, 3), np.int64)
+    try:
+        array = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(name, points, f"send {form}") from None
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim == 2 and array.shape[1] == 2 and flat:
+        array = np.concatenate([array, np.zeros((len(array), 1))], axis=1)
+    if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
+        raise InputError(name, points, f"send {form}")
+    size = np.asarray(shape[:3])
+    rounded = np.rint(array)
+    outside = ((rounded < 0) | (rounded >= size)).any(axis=1)
+    if outside.any():
+        raise InputError(
+            name,
+            array[outside][0].tolist(),
+            f"the point lies outside the image of shape {tuple(size.tolist())} (i, j, k from 0); send {form}",
+        )
+    return rounded.astype(np.int64)
+
+
+def tight_box(mask: NDArray[np.bool_]) -> Box | None:
+    """The smallest (x0, y0, x1, y1) around an (H, W) mask, outermost pixels included; None when empty."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return (float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1]))
+
+
+def slice_distance(affine: NDArray[np.float64]) -> float:
+    """Distance between neighbouring slices, in pixels of a slice.
+
+    Args:
+        affine: (4, 4) voxel to world in mm.
+    """
+    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(k / max((i + j) / 2, 1e-6))

@@ -1,0 +1,1 @@
+"""Network architectures that both trainers and inferers build."""

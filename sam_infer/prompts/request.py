@@ -1,0 +1,135 @@
+"""Prompts as the viewers and REST clients send them: checked, and turned into voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_infer.errors import InputError
+from sam_infer.geometry import Region, parse_points, parse_roi
+from sam_infer.intensity import Window
+from sam_infer.types import BoolArray, Prompts
+
+
+def parse_window(request: Mapping[str, Any]) -> Window | None:
+    """``window_level`` and ``window_width`` in image units; None where neither is sent."""
+    sent = {name: request.get(name) for name in ("window_level", "window_width")}
+    given = {name: value for name, value in sent.items() if value not in (None, "")}
+    if not given:
+        return None
+    for name, value in sent.items():
+        if value in (None, ""):
+            raise InputError(name, value, "send window_level and window_width together, in image units")
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise InputError(name, value, "send a number, in image units")
+    try:
+        level, width = (float(str(value)) for value in sent.values())
+    except ValueError:
+        raise InputError("window_level, window_width", tuple(sent.values()), "send two numbers") from None
+    return Window(level=level, width=width)
+
+
+def parse_slice(value: object, shape: tuple[int, int, int]) -> int | None:
+    """``slice``: an index k; None, "" and -1 mean that none is named."""
+    if value is None or value == "" or (value == -1 and not isinstance(value, bool)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InputError("slice", value, f"send a slice index from 0 to {shape[2] - 1}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if number != number or number != int(number if abs(number) < 2**31 else 0) or not 0 <= number < shape[2]:
+        raise InputError("slice", value, f"send a slice index from 0 to {shape[2] - 1}")
+    return int(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clicks:
+    """The prompts of one object, in voxels.
+
+    Args:
+        foreground: (N, 3) int64 voxel indices.
+        background: (M, 3) int64 voxel indices.
+        region: The ROI, or None.
+        slice: The slice named in the request, or None.
+        existing: (I, J, K) bool, a mask of the object to correct, or None.
+    """
+
+    foreground: NDArray[np.int64]
+    background: NDArray[np.int64]
+    region: Region | None
+    slice: int | None
+    existing: BoolArray | None
+
+    def slices_with_points(self) -> list[int]:
+        """Slice indices k that hold a click, ascending."""
+        return sorted({int(p[2]) for p in (*self.foreground, *self.background)})
+
+    def on_slice(self, k: int) -> Prompts:
+        """The clicks of slice ``k`` as slice pixels, without box or mask."""
+        positive = self.foreground[self.foreground[:, 2] == k][:, :2]
+        negative = self.background[self.background[:, 2] == k][:, :2]
+        return Prompts(
+            points=np.concatenate([positive, negative]).astype(np.float32),
+            point_labels=np.array([1] * len(positive) + [0] * len(negative), np.int64),
+        )
+
+
+def parse_clicks(
+    request: Mapping[str, Any], shape: tuple[int, int, int], *, existing: BoolArray | None = None
+) -> Clicks:
+    """Read ``foreground``, ``background``, ``roi`` and ``slice`` of a click request.
+
+    Args:
+        request: The request's parameters.
+        shape: (I, J, K) of the image.
+        existing: (I, J, K) bool, the mask that was sent along, or None.
+
+    Raises:
+        InputError: When a value is malformed, outside the image, or nothing says where the object is.
+    """
+    roi = request.get("roi")
+    clicks = Clicks(
+        foreground=parse_points("foreground", request.get("foreground"), shape),
+        background=parse_points("background", request.get("background"), shape),
+        region=parse_roi(roi, shape) if roi is not None and roi != [] and roi != "" else None,
+        slice=parse_slice(request.get("slice"), shape),
+        existing=existing if existing is not None and existing.any() else None,
+    )
+    if not len(clicks.foreground) and clicks.region is None and clicks.existing is None:
+        raise InputError(
+            "foreground",
+            request.get("foreground"),
+            "nothing says where the object is; send at least one foreground point, a roi box, or a mask "
+            "to correct",
+        )
+    return clicks
+
+
+def choose_slice(clicks: Clicks, shape: tuple[int, int, int]) -> int:
+    """The one slice that a 2D request is about.
+
+    It is the slice named in the request, else the slice of the clicks, else the ROI's middle slice.
+
+    Raises:
+        InputError: When the clicks lie on several slices and none is named, or none can be known.
+    """
+    if shape[2] == 1:
+        return 0
+    if clicks.slice is not None:
+        return clicks.slice
+    found = clicks.slices_with_points()
+    if len(found) == 1:
+        return found[0]
+    if len(found) > 1:
+        raise InputError(
+            "slice", None, f"the points lie on slices {found}; name one of them, or use a 3D model"
+        )
+    if clicks.region is not None:
+        return (clicks.region.low[2] + clicks.region.high[2]) // 2
+    raise InputError("slice", None, f"send the slice index, 0 to {shape[2] - 1}, or a point on it")

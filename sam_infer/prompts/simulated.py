@@ -1,0 +1,98 @@
+"""Prompts that a simulated annotator gives: pure functions of masks and a random generator.
+
+Coordinates are slice pixels xy (x = column, y = row), pixel centres at integers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from sam_infer.types import BoolArray, Box
+
+_EIGHT = np.ones((3, 3), bool)
+
+
+def mask_box(mask: BoolArray) -> Box | None:
+    """The tight box of a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (x0, y0, x1, y1) in slice pixels, the outermost pixel centres included; None where the mask is
+        empty.
+    """
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys):
+        return None
+    return float(xs[0]), float(ys[0]), float(xs[-1]), float(ys[-1])
+
+
+def next_click(truth: BoolArray, mask: BoolArray) -> tuple[float, float, int] | None:
+    """The next corrective click: the innermost pixel of the largest error component.
+
+    An error component is a connected set (8-neighbourhood) of pixels that are all missed or all wrongly
+    included. The click is the pixel of it with the greatest distance to the component's outside
+    (distance transform; the image border counts as outside, the first in row order wins a tie). Of
+    components of equal size a missed one goes first.
+
+    Args:
+        truth: (H, W) bool, the wanted mask.
+        mask: (H, W) bool, the present mask; all False for the first click.
+
+    Returns:
+        (x, y, label) in slice pixels, label 1 for a missed part and 0 for a wrongly included part; None
+        where the masks are equal.
+    """
+    if truth.ndim != 2 or truth.shape != mask.shape:
+        raise ValueError(f"truth and mask must be (H, W) of equal shape, got {truth.shape}, {mask.shape}")
+    truth, mask = truth.astype(bool), mask.astype(bool)
+    best: tuple[int, BoolArray, int] | None = None
+    for error, label in ((truth & ~mask, 1), (mask & ~truth, 0)):
+        component = _largest_component(error)
+        if component is None:
+            continue
+        size = int(component.sum())
+        if best is None or size > best[0]:
+            best = size, component, label
+    if best is None:
+        return None
+    _, component, label = best
+    x0, y0, x1, y1 = (int(v) for v in mask_box(component) or (0, 0, 0, 0))
+    distance = ndimage.distance_transform_edt(np.pad(component[y0 : y1 + 1, x0 : x1 + 1], 1))
+    row, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    return float(column - 1 + x0), float(row - 1 + y0), label
+
+
+def jitter_box(box: Box, fraction: float, rng: np.random.Generator, image_size: tuple[int, int]) -> Box:
+    """A box drawn carelessly: every side moves by its own uniform amount.
+
+    Args:
+        box: (x0, y0, x1, y1) in slice pixels.
+        fraction: Greatest move of a side, as a fraction of the box's width (x sides) or height (y
+            sides), both counted in pixels (a one-pixel box has width 1).
+        rng: Source of the four moves, drawn in the order x0, y0, x1, y1.
+        image_size: (H, W) in pixels; the result is clipped to it.
+
+    Returns:
+        (x0, y0, x1, y1) inside the image, x0 <= x1 and y0 <= y1.
+    """
+    if fraction < 0:
+        raise ValueError(f"fraction must be 0 or more, got {fraction}")
+    height, width = image_size
+    reach = fraction * np.array([box[2] - box[0] + 1, box[3] - box[1] + 1] * 2, float)
+    moved = np.array(box, float) + rng.uniform(-1.0, 1.0, 4) * reach
+    x0, x1 = np.clip(np.sort(moved[[0, 2]]), 0, width - 1)
+    y0, y1 = np.clip(np.sort(moved[[1, 3]]), 0, height - 1)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _largest_component(error: BoolArray) -> BoolArray | None:
+    labels, count = ndimage.label(error, _EIGHT)
+    if not count:
+        return None
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    component: BoolArray = labels == int(np.argmax(sizes))
+    return component

@@ -1,0 +1,1 @@
+"""Thin MONAI Label inference tasks over the functional core."""

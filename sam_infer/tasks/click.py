@@ -1,0 +1,98 @@
+"""`sam_click_2d` and `sam_click_3d`: MONAI Label tasks of type deepgrow over `sam_infer.click`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+
+from sam_infer.click import Segmented, click_slice, click_volume
+from sam_infer.embeddings import SliceEncoder
+from sam_infer.errors import InputError
+from sam_infer.intensity import Window
+from sam_infer.library import ImageLibrary
+from sam_infer.prompts.request import Clicks, parse_clicks
+from sam_infer.tasks.reply import write_reply
+from sam_infer.tasks.stopwatch import Stopwatch
+from sam_infer.volumes import Image, read_labelmap
+
+DESCRIPTION = {
+    2: "Click on a slice or draw a box: mask on that slice ({engine})",
+    3: "Click or draw a box on one slice: mask through the volume, in both directions ({engine})",
+}
+
+
+class ClickInfer(InferTask):
+    """Masks from clicks, a box, or a mask to correct.
+
+    Request: ``image`` (path), ``foreground``, ``background`` (voxels, or column and row on a 2D image),
+    ``roi`` ([i0, i1, j0, j1, k0, k1]), ``slice``, ``label`` (its name), ``window_level``, ``window_width``,
+    ``label_file`` (path of a mask to correct), ``result_extension``, ``result_compress``.
+
+    Args:
+        encoder: The engine behind its caches.
+        library: Reads images.
+        dimension: 2 = one slice, 3 = propagated through the volume.
+    """
+
+    def __init__(self, *, encoder: SliceEncoder, library: ImageLibrary, dimension: int) -> None:
+        super().__init__(
+            type="deepgrow",
+            labels=[],
+            dimension=dimension,
+            description=DESCRIPTION[dimension].format(engine=encoder.engine.name),
+            config={"window_level": "", "window_width": ""},
+        )
+        self._encoder = encoder
+        self._library = library
+
+    def is_valid(self) -> bool:
+        """True: the engine reports missing weights when it is created."""
+        return True
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """Answer one click request with a label map file and its JSON."""
+        watch = Stopwatch()
+        label = request.get("label") or "object"
+        if not isinstance(label, str):
+            raise InputError("label", label, "send the name of the label that is being drawn")
+        image = self._library.read(request["image"])
+        sent = request.get("label_file")
+        existing = read_labelmap(sent, image) > 0 if sent else None
+        clicks = parse_clicks(request, image.shape, existing=existing)
+        window = self._library.window_for(image, request)
+        watch.mark("load")
+        run = click_slice if self.dimension == 2 or image.shape[2] == 1 else click_volume
+        found = run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark)
+        path = write_reply(found.labelmap, image, request)
+        watch.mark("write")
+        return path, self._report(label, clicks, found, image, window, watch)
+
+    def _report(
+        self, label: str, clicks: Clicks, found: Segmented, image: Image, window: Window, watch: Stopwatch
+    ) -> dict[str, Any]:
+        region = clicks.region
+        empty = not found.labelmap.any()
+        return {
+            "label_names": {} if empty else {label: 1},
+            "label": label,
+            "score": round(found.score, 4),
+            "slice": found.slices[0] if len(found.slices) == 1 else None,
+            "slices": found.slices,
+            "prompts": {
+                "foreground": clicks.foreground.tolist(),
+                "background": clicks.background.tolist(),
+                "roi": None
+                if region is None
+                else [v for pair in zip(region.low, region.high, strict=True) for v in pair],
+                "existing_mask": clicks.existing is not None,
+                "ignored_points": found.ignored_points,
+            },
+            "empty": empty,
+            "propagation": {str(k): why for k, why in found.stops.items()} if self.dimension == 3 else None,
+            "window": {"level": window.level, "width": window.width},
+            "engine": self._encoder.engine.name,
+            "embedding_cached": found.cached,
+            "latencies": watch.total(),
+        }

@@ -1,0 +1,196 @@
+"""The bundled engine with the shipped weights, and its channels."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam_infer.engines.base import Engine
+from sam_infer.engines.bundled import OUTSIDE, WEIGHTS, BundledEngine
+from sam_infer.engines.bundledrank import agreement, ranked
+from sam_infer.networks.cropwindow import box_window, paste, to_crop, window_matrix
+from sam_infer.networks.promptchannels import CHANNELS, SIZE, CropBatch, prompt_channels
+from sam_infer.types import Prompts
+from trainers.pretrain.calibrate import rewrite
+
+CENTRE, RADIUS = (110, 90), 35
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def engine() -> BundledEngine:
+    return BundledEngine()
+
+
+def _disc(size: tuple[int, int] = (192, 224)) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[: size[0], : size[1]]
+    truth = (x - CENTRE[0]) ** 2 + (y - CENTRE[1]) ** 2 <= RADIUS**2
+    noise = np.random.default_rng(0).normal(0, 0.03, size)
+    return np.clip(0.3 + 0.4 * truth + noise, 0, 1).astype(np.float32), truth
+
+
+def _click(*points: tuple[float, float, int], **more: object) -> Prompts:
+    xy = np.array([p[:2] for p in points], np.float32)
+    return Prompts(points=xy, point_labels=np.array([p[2] for p in points], np.int64), **more)  # type: ignore[arg-type]
+
+
+BOX = (75.0, 55.0, 145.0, 125.0)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_is_an_engine(engine: BundledEngine) -> None:
+    assert isinstance(engine, Engine)
+    assert engine.name == "bundled"
+
+
+@pytest.mark.parametrize("prompt", [Prompts(box=BOX), _click((*CENTRE, 1))], ids=["box", "click"])
+def test_segments_a_disc(engine: BundledEngine, prompt: Prompts) -> None:
+    image, truth = _disc()
+    answer = engine.decode(engine.encode(image), [prompt])[0]
+    assert answer.logits.dtype == np.float32 and answer.logits.shape[1:] == truth.shape
+    assert len(answer.iou) <= 3 and ((answer.iou >= 0) & (answer.iou <= 1)).all()
+    assert answer.best == 0
+    assert _iou(answer.mask(), truth) > 0.8
+
+
+def test_colour_is_its_mean_and_the_place_is_right(engine: BundledEngine) -> None:
+    image, _truth = _disc()
+    grey = engine.decode(engine.encode(image), [Prompts(box=BOX)])[0]
+    colour = engine.decode(engine.encode(np.stack([image] * 3, 2)), [Prompts(box=BOX)])[0]
+    np.testing.assert_allclose(grey.logits, colour.logits, atol=1e-3)
+    y, x = np.nonzero(grey.mask())
+    assert abs(x.mean() - CENTRE[0]) < 1.5 and abs(y.mean() - CENTRE[1]) < 1.5
+
+
+def test_several_prompts_equal_one_by_one(engine: BundledEngine) -> None:
+    image, truth = _disc()
+    embedding = engine.encode(image)
+    logits = np.where(truth, 4, -4).astype(np.float32)
+    prompts = [
+        Prompts(box=BOX),
+        _click((*CENTRE, 1), (10.0, 10.0, 0)),
+        Prompts(mask_logits=logits),
+        _click((100.0, 80.0, 1), (120.0, 100.0, 1), box=BOX, mask_logits=logits),
+    ]
+    together = engine.decode(embedding, prompts)
+    for prompt, answer in zip(prompts, together, strict=True):
+        alone = engine.decode(embedding, [prompt])[0]
+        np.testing.assert_allclose(alone.logits, answer.logits, atol=1e-2)
+        np.testing.assert_allclose(alone.iou, answer.iou, atol=1e-3)
+    assert engine.decode(embedding, []) == []
+
+
+def test_clicks_are_obeyed_by_the_best_candidate(engine: BundledEngine) -> None:
+    image, truth = _disc()
+    embedding = engine.encode(image)
+    answer = engine.decode(embedding, [_click((*CENTRE, 1), (180.0, 160.0, 0))])[0]
+    assert answer.mask()[CENTRE[1], CENTRE[0]] and not answer.mask()[160, 180]
+    whole = np.full(truth.shape, 4, np.float32)
+    less = engine.decode(embedding, [_click((*CENTRE, 1), (20.0, 20.0, 0), mask_logits=whole)])[0]
+    assert less.mask()[CENTRE[1], CENTRE[0]] and not less.mask()[20, 20]
+
+
+def test_a_disobeying_candidate_ranks_below_an_obeying_one(engine: BundledEngine) -> None:
+    logits = np.stack([np.full((8, 8), -1.0), np.full((8, 8), 1.0)]).astype(np.float32)
+    answer = ranked(logits, np.array([0.99, 0.1], np.float32), _click((3.0, 3.0, 1)))
+    assert answer.mask().all() and answer.iou[0] > answer.iou[1]
+
+
+def test_agreement_is_the_mean_iou_with_the_others() -> None:
+    masks = np.zeros((3, 4, 4), bool)
+    masks[0, :2], masks[1, :2], masks[2, 0] = True, True, True
+    assert agreement(masks).tolist() == [0.75, 0.75, 0.5]
+    assert agreement(masks[:1]).tolist() == [0.0]
+
+
+def test_shrunken_object_is_found_from_the_neighbours_mask(engine: BundledEngine) -> None:
+    image, truth = _disc()
+    y, x = np.mgrid[: truth.shape[0], : truth.shape[1]]
+    before = (x - CENTRE[0] - 4) ** 2 + (y - CENTRE[1]) ** 2 <= (1.3 * RADIUS) ** 2
+    prompt = Prompts(mask_logits=np.where(before, 6, -6).astype(np.float32), box=(68.0, 44.0, 160.0, 136.0))
+    answer = engine.decode(engine.encode(image), [prompt])[0]
+    assert _iou(answer.mask(), truth) > _iou(before, truth) + 0.1
+
+
+def test_fingerprint_follows_the_weights(tmp_path: Path, engine: BundledEngine) -> None:
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(WEIGHTS, copy)
+    assert BundledEngine(weights=copy).fingerprint == engine.fingerprint
+    rewrite(copy, {"one": [0.25, 0.5, 0.0]})
+    assert BundledEngine(weights=copy).fingerprint != engine.fingerprint
+
+
+def test_calibration_is_applied(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(WEIGHTS, copy)
+    rewrite(copy, {"one": [0.625, 0.0, 0.0]})
+    image, _ = _disc()
+    constant = BundledEngine(weights=copy)
+    assert constant.decode(constant.encode(image), [Prompts(box=BOX)])[0].iou[0] == pytest.approx(0.625)
+
+
+def test_missing_weights_and_bad_prompts_are_told(tmp_path: Path, engine: BundledEngine) -> None:
+    absent = BundledEngine(weights=tmp_path / "none.safetensors")
+    image, _ = _disc()
+    with pytest.raises(FileNotFoundError, match=r"trainers\.pretrain"):
+        absent.decode(absent.encode(image), [Prompts(box=BOX)])
+    with pytest.raises(ValueError, match="empty"):
+        engine.decode(engine.encode(image), [Prompts()])
+    with pytest.raises(ValueError, match="mask_logits"):
+        engine.decode(engine.encode(image), [Prompts(mask_logits=np.ones((3, 3), np.float32))])
+    with pytest.raises(ValueError, match="image"):
+        engine.encode(np.zeros((4, 4, 2), np.float32))
+
+
+def test_windows_round_trip() -> None:
+    window = box_window((10.0, 20.0, 49.0, 39.0))
+    matrix = window_matrix(window)
+    there = to_crop(np.array([[10.0, 20.0]]), window)[0]
+    np.testing.assert_allclose(matrix @ [*there, 1], [10, 20], atol=1e-9)
+    ramp = torch.arange(SIZE, dtype=torch.float32)[None].repeat(SIZE, 1)
+    back = paste(ramp, window, (60, 80), OUTSIDE)
+    expected = to_crop(np.array([[30.0, 30.0]]), window)[0, 0]
+    assert float(back[30, 30]) == pytest.approx(expected, abs=1e-3)
+    assert float(back[0, 79]) == OUTSIDE
+
+
+def test_channels_follow_their_prompts() -> None:
+    image = torch.full((1, SIZE, SIZE), 0.2)
+    image[:, 40:80, 50:90] = 0.8
+    nothing = torch.zeros_like(image)
+    box = torch.tensor([[50.0, 40.0, 89.0, 79.0]])
+    points = torch.tensor([[[60.0, 70.0, 1.0], [5.0, 6.0, 0.0], [0.0, 0.0, -1.0]]])
+    drawn = prompt_channels(
+        CropBatch(image=image, valid=torch.ones_like(image), box=box, points=points, previous=nothing)
+    )[0]
+    channel = dict(zip(CHANNELS, drawn, strict=True))
+    assert len(drawn) == len(CHANNELS) and torch.isfinite(drawn).all()
+    assert channel["box"].sum() == pytest.approx(1600, rel=0.01)
+    assert channel["ellipse"][59, 69] > 0.9 and channel["ellipse"][41, 51] < 0
+    assert channel["positive"].argmax() == 70 * SIZE + 60
+    assert channel["negative"].argmax() == 6 * SIZE + 5
+    assert channel["posterior"][60, 70] > 0.8 and channel["posterior"][20, 20] < 0.2
+    assert channel["previous"].abs().max() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_agrees_with_cpu(engine: BundledEngine) -> None:
+    image, _ = _disc()
+    other = BundledEngine(device="cuda")
+    here = engine.decode(engine.encode(image), [Prompts(box=BOX)])[0]
+    there = other.decode(other.encode(image), [Prompts(box=BOX)])[0]
+    assert _iou(here.mask(), there.mask()) > 0.98
