@@ -1,0 +1,243 @@
+"""The one training loop: every trainer brings a step that returns a loss, the loop does the rest.
+
+AdamW, linear warm-up and cosine decay, an exponential moving average of the weights (what is kept in the
+end), a budget in iterations and minutes, progress, and stopping on request. With the same seed, data and
+number of threads a run on the CPU gives the same weights, as long as the time budget does not shorten it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.augment import Augmentation
+from trainers.data import Slices, sampling_weights
+
+#: Share of the time budget after which it may shorten the schedule: too early it would only add noise.
+TRUST = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Args:
+        iterations: Optimiser steps.
+        max_seconds: The run ends after this time even where steps are left; the learning rate is brought
+            down in time.
+        learning_rate: Peak of the schedule.
+        weight_decay: Of AdamW.
+        warmup: Share of the run in which the rate rises from zero.
+        ema: Decay of the moving average of the weights per step, in the long run; 0 = none.
+        seed: Of everything random.
+        device: "cpu", "cuda" or "cuda:0".
+        epochs: Number of equal parts after which progress is told.
+        clip: Largest norm of the gradient.
+    """
+
+    iterations: int = 400
+    max_seconds: float = 600.0
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    ema: float = 0.98
+    seed: int = 0
+    device: str = "cpu"
+    epochs: int = 20
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.epochs < 1:
+            raise ValueError(f"iterations and epochs must be 1 or more: {self.iterations}, {self.epochs}")
+        if not (self.learning_rate > 0 and self.max_seconds > 0 and 0 <= self.ema < 1):
+            raise ValueError("learning_rate and max_seconds must be positive, ema in 0..1 without 1")
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a step sees.
+
+    Args:
+        network: Being trained.
+        average: Its moving average (a mean teacher), in evaluation mode; the network itself without EMA.
+        generator: On the CPU; the only source of randomness.
+        iteration: From 0.
+        progress: Share of the budget that is spent, 0..1.
+    """
+
+    network: nn.Module
+    average: nn.Module
+    generator: torch.Generator
+    iteration: int = 0
+    progress: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What is told after each epoch.
+
+    Args:
+        epoch: From 1.
+        epochs: In total.
+        loss: Mean loss of the epoch.
+        seconds: Since the start.
+        network: What would be kept if the run ended now, in evaluation mode.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    seconds: float
+    network: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The record of a run.
+
+    Args:
+        network: The result, in evaluation mode.
+        iterations: Steps done.
+        seconds: Wall time.
+        losses: Mean loss of each epoch.
+        stopped: "" or why it ended early.
+    """
+
+    network: nn.Module
+    iterations: int
+    seconds: float
+    losses: list[float] = field(default_factory=list)
+    stopped: str = ""
+
+
+Step = Callable[[State], Tensor]
+
+
+def train(
+    network: nn.Module,
+    step: Step,
+    settings: Settings,
+    *,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Train a network.
+
+    Args:
+        network: Changed in place; moved to the device.
+        step: Draws a batch with ``state.generator`` and returns the loss, a scalar.
+        settings: How.
+        on_epoch: Called `Settings.epochs` times.
+        should_stop: Asked before every step.
+
+    Returns:
+        The record; its network is the moving average where there is one.
+
+    Raises:
+        FloatingPointError: When the loss is no longer a finite number.
+    """
+    network = network.to(settings.device).train()
+    average = copy.deepcopy(network).eval().requires_grad_(False) if settings.ema else network
+    state = State(network=network, average=average, generator=torch.Generator().manual_seed(settings.seed))
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    start, losses, pending = time.monotonic(), [], []
+    epoch, stopped = 0, ""
+    while state.iteration < settings.iterations:
+        elapsed = time.monotonic() - start
+        state.progress = state.iteration / settings.iterations
+        if elapsed > TRUST * settings.max_seconds:
+            state.progress = max(state.progress, elapsed / settings.max_seconds)
+        if state.progress >= 1.0 or should_stop():
+            stopped = "time is up" if state.progress >= 1.0 else "stopped on request"
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * rate(state.progress, warmup=settings.warmup)
+        loss = step(state)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        optimiser.step()
+        state.iteration += 1
+        if settings.ema:
+            _follow(average, network, decay=min(settings.ema, state.iteration / (state.iteration + 9)))
+        pending.append(float(loss.detach()))
+        if not math.isfinite(pending[-1]):
+            raise FloatingPointError(
+                f"the loss is {pending[-1]} at step {state.iteration}; lower learning_rate"
+            )
+        if state.iteration * settings.epochs // settings.iterations > epoch:
+            epoch = state.iteration * settings.epochs // settings.iterations
+            losses.append(float(np.mean(pending)))
+            pending = []
+            seconds = time.monotonic() - start
+            average.eval()
+            on_epoch(
+                Progress(
+                    epoch=epoch, epochs=settings.epochs, loss=losses[-1], seconds=seconds, network=average
+                )
+            )
+            network.train()
+    return Run(
+        network=average.eval(),
+        iterations=state.iteration,
+        seconds=time.monotonic() - start,
+        losses=losses,
+        stopped=stopped,
+    )
+
+
+def rate(progress: float, *, warmup: float) -> float:
+    """The schedule, 0..1: linear rise during ``warmup``, then half a cosine down to 1 %."""
+    if progress < warmup:
+        return (progress + 0.01) / (warmup + 0.01)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def supervised_step(
+    slices: Slices, *, classes: int, batch: int = 8, augment: Augmentation | None = None
+) -> Step:
+    """The step of plain supervised training.
+
+    Args:
+        slices: What is trained on; drawn with `sampling_weights`.
+        classes: Number of labels without background.
+        batch: Slices per step.
+        augment: Random changes; None = none.
+
+    Returns:
+        A step whose loss is Dice (over the batch, without background) plus cross entropy.
+    """
+    from monai.losses import DiceCELoss
+
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    weights = torch.from_numpy(sampling_weights(slices, classes=classes))
+
+    def step(state: State) -> Tensor:
+        drawn = torch.multinomial(weights, batch, replacement=True, generator=state.generator).numpy()
+        device = next(state.network.parameters()).device
+        images = torch.from_numpy(slices.images[drawn])[:, None].to(device).float() / 255.0
+        labels = torch.from_numpy(slices.labels[drawn])[:, None].to(device).float()
+        if augment is not None:
+            images, labels = augment(images, labels, state.generator)
+        loss: Tensor = criterion(state.network(images), labels)
+        return loss
+
+    return step
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, *, decay: float) -> None:
+    for kept, current in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if kept.dtype.is_floating_point:
+            kept.lerp_(current, 1.0 - decay)
+        else:
+            kept.copy_(current)

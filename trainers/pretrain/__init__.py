@@ -1,0 +1,1 @@
+"""Training of the bundled promptable model from scratch: ``python -m trainers.pretrain``."""

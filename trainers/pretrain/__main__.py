@@ -1,0 +1,54 @@
+"""Train the bundled model: ``python -m trainers.pretrain --data DIR --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from trainers.pretrain.export import export
+from trainers.pretrain.pool import build_pool
+from trainers.pretrain.recipe import Recipe
+from trainers.pretrain.sampler import Sampler
+from trainers.pretrain.training import Plan, train
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, make the pool, train, export ``bundled.safetensors`` into the output folder."""
+    parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of the labelled sets; missing: made images only")
+    parser.add_argument("--out", type=Path, required=True, help="pool, checkpoint and weights go here")
+    parser.add_argument("--minutes", type=float, help="wall time of the whole training")
+    parser.add_argument("--steps", type=int, default=100_000, help="steps of the whole training")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw samples")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--synthetic", type=int, default=Recipe().synthetic, help="made images in the pool")
+    parser.add_argument("--pool", type=Path, help="folder of the pool; default: OUT/pool")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    given = parser.parse_args(arguments)
+    if (given.out / "checkpoint.pt").exists() and not given.resume:
+        parser.error(f"--out {given.out.name}: holds a checkpoint; add --resume or choose another folder")
+    torch.set_num_threads(given.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = replace(Recipe(), synthetic=given.synthetic)
+    pool = build_pool(given.pool or given.out / "pool", given.data, recipe, given.seed)
+    kinds = {kind: len(numbers) for kind, numbers in pool.groups.items()}
+    print(f"pool: {kinds}; device {device}", flush=True)
+    sampler = Sampler(pool, recipe, seed=given.seed, size=recipe.batch - recipe.corrected)
+    plan = Plan(
+        out=given.out, steps=given.steps, minutes=given.minutes, seed=given.seed, device=device,
+        workers=given.workers,
+    )  # fmt: skip
+    weights, losses = train(sampler, recipe, plan)
+    done = torch.load(given.out / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
+    export(
+        weights, given.out / "bundled.safetensors", {"recipe": recipe.as_dict(), "steps": done, "pool": kinds}
+    )
+    print(f"done: {done} steps, {len(losses)} of them now", flush=True)
+
+
+if __name__ == "__main__":
+    main()

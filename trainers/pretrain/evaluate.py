@@ -1,0 +1,213 @@
+"""Dice of a promptable engine, set by set, beside trivial answers to the same boxes.
+
+``python -m trainers.pretrain.evaluate --data DIR --out DIR [--weights FILE]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.filters import threshold_otsu
+
+from sam_infer.engines.base import Engine
+from sam_infer.engines.bundled import BundledEngine
+from sam_infer.prompts.simulated import jitter_box, mask_box, next_click
+from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
+from trainers.pretrain.cases import Case, benchmark_cases, held_out_cases
+
+BASELINES = ("filled box", "filled ellipse", "Otsu in box")
+COLUMNS = ("box", "jitter", "c1", "c3", "c5", "box+1")
+_CLICKS = 5
+_JITTER = 0.1
+
+
+def dice(a: BoolArray, b: BoolArray) -> float:
+    """Dice of two (H, W) masks; 1 where both are empty."""
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if not total else 2.0 * int((a & b).sum()) / total
+
+
+def baseline(name: str, image: FloatArray, box: Box) -> BoolArray:
+    """A trivial answer to a box.
+
+    Args:
+        name: One of `BASELINES`.
+        image: (H, W) float32.
+        box: xyxy in slice pixels, outermost pixel centres included.
+
+    Returns:
+        (H, W) bool.
+    """
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    inside: BoolArray = (x >= box[0] - 0.5) & (x <= box[2] + 0.5) & (y >= box[1] - 0.5) & (y <= box[3] + 0.5)
+    half = (box[2] - box[0] + 1) / 2, (box[3] - box[1] + 1) / 2
+    radius = ((x - (box[0] + box[2]) / 2) / half[0]) ** 2 + ((y - (box[1] + box[3]) / 2) / half[1]) ** 2
+    ellipse: BoolArray = radius <= 1
+    if name == "filled box":
+        return inside
+    if name == "filled ellipse":
+        return ellipse
+    values = image[inside]
+    if not len(values) or values.min() == values.max():
+        return inside
+    bright: BoolArray = image > threshold_otsu(values)
+    # the class that the middle of the box mostly belongs to
+    return inside & (
+        bright if bright[ellipse & inside].mean() >= bright[inside & ~ellipse].mean() else ~bright
+    )
+
+
+def measure(
+    engine: Engine, case: Case, rng: np.random.Generator
+) -> tuple[dict[str, float], list[list[float]]]:
+    """All columns of one object.
+
+    Args:
+        engine: Any promptable engine.
+        case: The object.
+        rng: Source of the box's jitter.
+
+    Returns:
+        Dice by column, baselines included as ``name`` and ``name, jitter``; and [predicted, real] IoU of
+        every answer that obeyed its clicks.
+    """
+    truth, embedding = case.truth, engine.encode(case.image)
+    tight = mask_box(truth)
+    assert tight is not None
+    loose = jitter_box(tight, _JITTER, rng, case.truth.shape)  # type: ignore[arg-type]
+    found: dict[str, float] = {}
+    pairs: list[list[float]] = []
+
+    def ask(prompt: Prompts, column: str) -> FloatArray:
+        answer = engine.decode(embedding, [prompt])[0]
+        found[column] = dice(answer.mask(), truth)
+        if _obeys(answer, prompt):
+            pairs.append([float(answer.iou[answer.best]), found[column] / (2 - found[column])])
+        logits: FloatArray = answer.logits[answer.best]
+        return logits
+
+    for name in BASELINES:
+        found[name] = dice(baseline(name, case.image, tight), truth)
+        found[f"{name}, jitter"] = dice(baseline(name, case.image, loose), truth)
+    logits = ask(Prompts(box=tight), "box")
+    ask(Prompts(box=loose), "jitter")
+    click = next_click(truth, logits > 0)
+    if click is None:
+        found["box+1"] = found["box"]
+    else:
+        ask(with_clicks([click], tight, logits), "box+1")
+    clicks: list[tuple[float, float, int]] = []
+    before: FloatArray | None = None
+    for number in range(1, _CLICKS + 1):
+        click = next_click(truth, np.zeros_like(truth) if before is None else before > 0)
+        if click is None:
+            found[f"c{number}"] = found[f"c{number - 1}"]
+            continue
+        clicks.append(click)
+        before = ask(with_clicks(clicks, None, before), f"c{number}")
+    return found, pairs
+
+
+def evaluate(engine: Engine, cases: Iterable[Case], seed: int = 0) -> dict[str, object]:
+    """Measure every case and average by set and by group of sets.
+
+    Returns:
+        ``rows``: {set: {"group", "objects", column: mean Dice}}; ``mean``: the same over all objects of a
+        group; ``iou_error``: mean absolute error of the predicted IoU by group; ``pairs`` by group.
+    """
+    sums: dict[str, list[dict[str, float]]] = {}
+    groups: dict[str, str] = {}
+    pairs: dict[str, list[list[float]]] = {}
+    for number, case in enumerate(cases):
+        found, some = measure(engine, case, np.random.default_rng([seed, 7, number]))
+        sums.setdefault(case.name, []).append(found)
+        groups[case.name] = case.group
+        pairs.setdefault(case.group, []).extend(some)
+    rows = {n: {"group": groups[n], "objects": len(v), **_mean(v)} for n, v in sums.items()}
+    mean = {
+        group: _mean([found for n, v in sums.items() if groups[n] == group for found in v])
+        for group in dict.fromkeys(groups.values())
+    }
+    error = {g: float(np.abs(np.subtract(*np.array(p).T)).mean()) for g, p in pairs.items() if p}
+    return {"rows": rows, "mean": mean, "iou_error": error, "pairs": pairs}
+
+
+def markdown(result: dict[str, object]) -> str:
+    """The result as tables: one line a set, baselines beside."""
+    shown = (
+        "box",
+        "filled ellipse",
+        "filled box",
+        "Otsu in box",
+        "jitter",
+        "filled ellipse, jitter",
+        *COLUMNS[2:],
+    )
+    lines = ["| set | objects | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    rows: dict[str, dict[str, float]] = result["rows"]  # type: ignore[assignment]
+    mean: dict[str, dict[str, float]] = result["mean"]  # type: ignore[assignment]
+    for group in mean:
+        mine = {n: r for n, r in rows.items() if r["group"] == group}  # type: ignore[comparison-overlap]
+        for name, row in mine.items():
+            lines.append(
+                f"| {name} | {row['objects']} | " + " | ".join(f"{row[c]:.3f}" for c in shown) + " |"
+            )
+        count = sum(int(r["objects"]) for r in mine.values())
+        values = " | ".join(f"**{mean[group][c]:.3f}**" for c in shown)
+        lines.append(f"| **{group}, mean of objects** | {count} | {values} |")
+    lines += ["", f"Mean absolute error of the predicted IoU: {result['iou_error']}"]
+    return "\n".join(lines) + "\n"
+
+
+def with_clicks(
+    clicks: list[tuple[float, float, int]], box: Box | None, before: FloatArray | None
+) -> Prompts:
+    """Clicks (x, y, label) with a box and a previous answer\'s logits, where there are any."""
+    return Prompts(
+        points=np.array([c[:2] for c in clicks], np.float32),
+        point_labels=np.array([c[2] for c in clicks], np.int64),
+        box=box,
+        mask_logits=before,
+    )
+
+
+def _obeys(answer: Candidates, prompt: Prompts) -> bool:
+    x, y = np.rint(prompt.points).astype(int).T
+    return bool((answer.mask()[y, x] == (prompt.point_labels == 1)).all())
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {column: float(np.mean([row[column] for row in rows])) for column in rows[0]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, measure, write ``table.md`` and ``table.json``."""
+    parser = argparse.ArgumentParser(prog="python -m trainers.pretrain.evaluate", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="a weight file; default: the shipped one")
+    parser.add_argument("--engine-bundled", action="store_true", help="the shipped weights, said plainly")
+    parser.add_argument("--per-set", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--benchmark-only", action="store_true", help="leave the held-out patients out")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    engine = BundledEngine(weights=None if given.engine_bundled else given.weights)
+    cases = list(benchmark_cases(given.data, given.per_set, given.seed))
+    if not given.benchmark_only:
+        cases += held_out_cases(given.data, given.per_set, given.seed)
+    result = evaluate(engine, cases, given.seed)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "table.md").write_text(markdown(result))
+    (given.out / "table.json").write_text(json.dumps(result, indent=1))
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
