@@ -1,0 +1,1 @@
+"""The samloop MONAI Label application: wiring, server, command line."""

@@ -1,0 +1,134 @@
+"""Ground truth of a simulation: found by file stem, laid on the image's voxels, and sent back as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_infer.errors import InputError
+from sam_infer.types import BoolArray
+from sam_infer.volumes import EXTENSIONS, Image, extension, labelmap_bytes, read_image, stem
+
+
+class CaseError(ValueError):
+    """One case cannot be simulated; the others can."""
+
+
+def truth_files(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by stem ("case_1" for case_1.nii.gz); later extensions lose to earlier ones.
+
+    Raises:
+        InputError: When it is no folder, or holds no image file.
+    """
+    if not folder.is_dir():
+        raise InputError("truth", str(folder), "no such folder; name the folder of ground truth masks")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda p: (extension(p), p.name)):
+        if path.is_file() and extension(path) and not path.name.startswith("."):
+            found.setdefault(stem(path), path)
+    if not found:
+        raise InputError("truth", str(folder), f"holds no mask; known are {', '.join(EXTENSIONS)}")
+    return found
+
+
+def label_indices(labels: object) -> dict[str, int]:
+    """Label names and their indices from ``labels`` of ``GET /info/``.
+
+    Args:
+        labels: A dict name -> index, or a list of names in the order of their indices, from 1.
+    """
+    if isinstance(labels, dict):
+        found = {str(name): int(index) for name, index in labels.items()}
+    elif isinstance(labels, list):
+        found = {str(name): n for n, name in enumerate((v for v in labels if v != "background"), 1)}
+    else:
+        found = {}
+    return {name: index for name, index in found.items() if index > 0}
+
+
+def on_grid(truth: Image, image: Image) -> NDArray[np.integer]:
+    """The truth on the image's voxels, turned where the two files store their axes in another order.
+
+    Args:
+        truth: The ground truth file.
+        image: The image file.
+
+    Returns:
+        (I, J, K) integers in the image's voxel order.
+
+    Raises:
+        CaseError: When shape or place differ, or values are not whole numbers.
+    """
+    array = truth.array
+    if array.ndim != 3:
+        raise CaseError("the truth is an RGB picture; its pixels must be label indices in one channel")
+    if not (truth.flat or image.flat):
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(truth.affine), nib.orientations.io_orientation(image.affine)
+        )
+        affine = truth.affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
+        array = nib.orientations.apply_orientation(array, turn)
+        if array.shape == image.shape and not _same_place(affine, image.affine, image.shape):
+            raise CaseError("the truth lies elsewhere in space than the image (their affines differ)")
+    if array.shape != image.shape:
+        raise CaseError(f"the truth has shape {array.shape}, the image {image.shape}")
+    whole = np.rint(array).astype(np.int32)
+    if not np.array_equal(whole, array):
+        raise CaseError("the truth's values must be whole numbers, the label indices")
+    return whole
+
+
+def masks_of(labelmap: NDArray[np.integer], names: dict[str, int]) -> dict[str, BoolArray]:
+    """One (I, J, K) bool mask for each of ``names`` (name -> value) that occurs in an (I, J, K) map."""
+    return {name: labelmap == value for name, value in names.items() if (labelmap == value).any()}
+
+
+def merge(
+    masks: dict[str, BoolArray], indices: dict[str, int], shape: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """One label map of several masks; where they overlap the later one wins.
+
+    Args:
+        masks: (I, J, K) bool by label name, in the order in which they were drawn.
+        indices: Label name to value, 1 to 255.
+        shape: (I, J, K).
+    """
+    labelmap = np.zeros(shape, np.uint8, order="F")
+    for name, mask in masks.items():
+        labelmap[mask] = indices[name]
+    return labelmap
+
+
+def mask_file(mask: BoolArray, image: Image) -> tuple[str, bytes]:
+    """Name and content of a mask to send along with clicks: NRRD, 1 = the object."""
+    return "mask.nrrd", labelmap_bytes(np.asfortranarray(mask, np.uint8), image.affine, ".nrrd")
+
+
+def label_file(image_id: str, labelmap: NDArray[np.uint8], image: Image) -> tuple[str, bytes]:
+    """Name and content of a label map to store: 8-bit PNG for a picture, else NIfTI on the image's affine.
+
+    Args:
+        image_id: Becomes the file's stem.
+        labelmap: (I, J, K) uint8, in the image's voxel order.
+        image: The image that it lies on.
+    """
+    kind = ".png" if image.flat else ".nii.gz"
+    return image_id + kind, labelmap_bytes(labelmap, image.affine, kind)
+
+
+def read_truth(path: Path, image: Image) -> NDArray[np.integer]:
+    """Read a ground truth file onto an image's voxels; see `on_grid`."""
+    try:
+        return on_grid(read_image(path, argument="truth"), image)
+    except InputError as error:
+        raise CaseError(str(error)) from error
+
+
+def _same_place(first: NDArray, second: NDArray, shape: tuple[int, int, int]) -> bool:
+    """True where no corner of the grid moves by more than half of the smallest voxel side."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    moved = nib.affines.apply_affine(first, corners) - nib.affines.apply_affine(second, corners)
+    return bool(np.abs(moved).max() <= 0.5 * nib.affines.voxel_sizes(second).min())

@@ -1,0 +1,189 @@
+"""The project file: labels, windows, engine, models, trainers; checked when it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sam_infer.engines.registry import NAMES
+from sam_infer.errors import InputError
+from sam_infer.intensity import Window
+
+DEFAULT = Path(__file__).with_name("project.yaml")
+MODELS = ("sam_click_2d", "sam_click_3d", "unet")
+TRAINERS = ("unet",)
+STRATEGIES = ("first", "random", "uncertainty")
+MAX_LABELS = 254
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What is served.
+
+    Args:
+        name: Shown by the viewers.
+        labels: Label name -> index, contiguous from 1.
+        ct: Window for CT in HU; None = percentiles.
+        other: Window for other volumes; None = percentiles.
+        engine: Registry name of the promptable engine.
+        weights: Its checkpoint file; None for the bundled engine.
+        device: Torch device, "auto" resolved.
+        models: Inference tasks served.
+        trainers: Trainers served.
+        strategies: Active learning strategies served.
+        held_out: Share of the accepted cases that judge models and never train them.
+        group: Regular expression that groups case ids for the split; None = each case by itself.
+        volumes_mb: Limit of images in memory.
+        embeddings_mb: Limit of slice embeddings in memory.
+        infer_workers: Inferences at once.
+    """
+
+    name: str
+    labels: dict[str, int]
+    ct: Window | None
+    other: Window | None
+    engine: str
+    weights: Path | None
+    device: str
+    models: tuple[str, ...]
+    trainers: tuple[str, ...]
+    strategies: tuple[str, ...]
+    held_out: float
+    group: str | None
+    volumes_mb: int
+    embeddings_mb: int
+    infer_workers: int
+
+
+def load_project(path: Path | None = None) -> Project:
+    """Read a project file; what it leaves out is as in the default project.
+
+    Raises:
+        InputError: When the file cannot be read or a value cannot be used.
+    """
+    settings = _read(DEFAULT)
+    if path is not None:
+        given = _read(path)
+        unknown = sorted(set(given) - set(settings))
+        if unknown:
+            raise InputError(
+                f"{path.name}: {unknown[0]}", given[unknown[0]], f"known keys: {', '.join(settings)}"
+            )
+        for key, value in given.items():
+            known = settings[key]
+            if not isinstance(known, dict) or not isinstance(value, Mapping):
+                settings[key] = value
+                continue
+            for inner in value:
+                if inner not in known:
+                    raise InputError(
+                        f"{path.name}: {key}.{inner}", value[inner], f"known keys: {', '.join(known)}"
+                    )
+            settings[key] = {**known, **value}
+    return _project(settings)
+
+
+def override(
+    project: Project, *, labels: str | None = None, engine: str | None = None, weights: str | None = None
+) -> Project:
+    """The project with what the command line overrides: comma-separated labels, engine, checkpoint file."""
+    if labels:
+        project = replace(project, labels=_labels([name.strip() for name in labels.split(",")]))
+    if engine:
+        project = replace(project, engine=_one_of("engine", engine, NAMES))
+    if weights:
+        project = replace(project, weights=Path(weights).expanduser().resolve())
+    return project
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError("project", path.name, f"cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError("project", path.name, "must be a YAML mapping like the default project file")
+    return content
+
+
+def _project(settings: Mapping[str, Any]) -> Project:
+    engine, split, limits, window = (settings[k] for k in ("engine", "split", "limits", "window"))
+    held_out = split["held_out"]
+    if not isinstance(held_out, int | float) or not 0 < held_out < 1:
+        raise InputError("split.held_out", held_out, "give a share between 0 and 1, such as 0.25")
+    group = split["group"]
+    try:
+        re.compile(group or "")
+    except (re.error, TypeError) as error:
+        raise InputError("split.group", group, f"not a regular expression: {error}") from error
+    for key, value in limits.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"limits.{key}", value, "give a whole number, 1 or more")
+    weights = engine["weights"]
+    return Project(
+        name=str(settings["name"]),
+        labels=_labels(settings["labels"]),
+        ct=_window("window.ct", window["ct"]),
+        other=_window("window.other", window["other"]),
+        engine=_one_of("engine.name", engine["name"], NAMES),
+        weights=Path(weights).expanduser() if weights else None,
+        device=_device(str(engine["device"])),
+        models=_all_of("models", settings["models"], MODELS),
+        trainers=_all_of("trainers", settings["trainers"], TRAINERS),
+        strategies=_all_of("strategies", settings["strategies"], STRATEGIES),
+        held_out=float(held_out),
+        group=group,
+        **limits,
+    )
+
+
+def _labels(names: object) -> dict[str, int]:
+    remedy = "give distinct names in the order of their indices from 1"
+    if isinstance(names, Mapping):
+        ordered = sorted(names.items(), key=lambda item: item[1])
+        if [index for _, index in ordered] != list(range(1, len(ordered) + 1)):
+            raise InputError("labels", dict(names), f"indices must run from 1 without holes; {remedy}")
+        names = [name for name, _ in ordered]
+    if not isinstance(names, list) or not names or len(names) > MAX_LABELS:
+        raise InputError("labels", names, f"{remedy}, 1 to {MAX_LABELS} of them")
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or name == "background":
+            raise InputError("labels", name, f"{remedy}; none may be empty or 'background'")
+    if len(set(names)) != len(names):
+        raise InputError("labels", names, remedy)
+    return {name: index for index, name in enumerate(names, start=1)}
+
+
+def _window(name: str, value: object) -> Window | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or set(value) != {"level", "width"}:
+        raise InputError(name, value, "give {level: L, width: W} or null")
+    return Window(level=float(value["level"]), width=float(value["width"]))
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise InputError(name, value, f"choose one of {', '.join(known)}")
+    return str(value)
+
+
+def _all_of(name: str, values: object, known: tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise InputError(name, values, f"give a list of {', '.join(known)}")
+    return tuple(_one_of(name, value, known) for value in values)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("engine.device", name, "there is no CUDA device here; choose cpu or auto")
+    return name

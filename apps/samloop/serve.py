@@ -1,0 +1,113 @@
+"""`samloop serve`: the server in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from sam_infer.engines.registry import NAMES
+from sam_infer.errors import InputError
+from sam_infer.volumes import extension
+
+SAMPLES = 12
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``serve`` to the command line."""
+    parser = commands.add_parser("serve", help="start the server", description=__doc__)
+    parser.add_argument("--studies", required=True, help="folder of images, or the URL of a DICOMweb server")
+    parser.add_argument("--project", type=Path, help="project file (default: the one of this package)")
+    parser.add_argument("--labels", help="names in the order of their indices from 1, as in liver,kidney")
+    parser.add_argument("--engine", help=f"promptable engine: {', '.join(NAMES)}")
+    parser.add_argument("--weights", help="checkpoint file of the engine")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    parser.add_argument(
+        "--samples",
+        action="store_true",
+        help="write CT phantoms with their ground truth into --studies if it holds no image",
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the server; returns when it has ended."""
+    remote = args.studies.startswith(("http://", "https://"))
+    studies = args.studies if remote else str(Path(args.studies).expanduser().resolve())
+    if not remote:
+        _prepare(Path(studies), samples=args.samples)
+    conf = {
+        key: str(value)
+        for key, value in {
+            "project": args.project.expanduser().resolve() if args.project else None,
+            "labels": args.labels,
+            "engine": args.engine,
+            "weights": args.weights,
+        }.items()
+        if value
+    }
+    os.environ.update(settings_of(studies=studies, conf=conf, port=args.port))
+    root = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{given}" if given else root
+
+    import uvicorn
+
+    from apps.samloop.server import create_app
+
+    logging.getLogger("timeloop").disabled = True  # the stock session cleaner tells its life to the console
+    app = create_app()
+    _greet(args.host, args.port, studies)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
+    return 0
+
+
+def _prepare(studies: Path, *, samples: bool) -> None:
+    if not studies.is_dir() and not samples:
+        raise InputError("--studies", str(studies), "no such folder; create it and put images into it")
+    studies.mkdir(parents=True, exist_ok=True)
+    if samples and not any(extension(p) for p in studies.iterdir() if p.is_file()):
+        from trainers.phantoms import write_phantoms
+
+        print(
+            f"No images in {studies}: writing {SAMPLES} CT phantoms, ground truth in truth/ ...", flush=True
+        )
+        write_phantoms(studies, count=SAMPLES)
+
+
+def settings_of(*, studies: str, conf: dict[str, str], port: int) -> dict[str, str]:
+    """MONAI Label's settings, as environment variables: it reads them there, as its child processes do."""
+    return {
+        "MONAI_LABEL_APP_DIR": str(Path(__file__).parent),
+        "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_APP_CONF": json.dumps(conf),
+        "MONAI_LABEL_SERVER_PORT": str(port),
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+    }
+
+
+def _greet(host: str, port: int, studies: str) -> None:
+    from monailabel.interfaces.utils.app import app_instance
+
+    instance = app_instance()
+    url = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::') else host}:{port}"
+    count = len(instance.datastore().list_images())
+    labels = ", ".join(f"{index} {name}" for name, index in instance.project.labels.items())
+    engine = instance.encoder.engine
+    trained = instance.info()["train_stats"].get("unet", {}).get("best_metric")
+    print(
+        f"""samloop serves {count} images from {studies}
+  labels     {labels}
+  engine     {engine.name} on {instance.project.device}, weights {engine.fingerprint[:12]}
+  unet       {f"trained, Dice {trained:.3f} on held-out cases" if trained else "not trained yet"}
+  3D Slicer  module MONAI Label, server address {url}/
+  REST       {url}/docs
+  browser    {url}/ohif/ (with a DICOMweb server as --studies)
+Ctrl-C stops it.""",
+        flush=True,
+    )

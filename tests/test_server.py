@@ -1,0 +1,305 @@
+"""The served application: routes, errors, what a client can and cannot reach, and that nothing blocks."""
+
+import json
+import threading
+
+import nrrd
+import numpy as np
+import pytest
+
+WINDOW = {"window_level": 100, "window_width": 200}
+
+
+def infer(client, model="sam_click_2d", image="ct", output=None, files=None, session=None, **params):
+    query = {"image": image, "output": output, "session_id": session}
+    return client.post(
+        f"/infer/{model}",
+        params={k: v for k, v in query.items() if v is not None},
+        data={"params": json.dumps(params)},
+        files=files,
+    )
+
+
+def parts(reply):
+    """The named parts of a multipart reply, as requests_toolbelt reads them."""
+    from requests_toolbelt import MultipartDecoder
+
+    found = {}
+    for part in MultipartDecoder(reply.content, reply.headers["content-type"]).parts:
+        disposition = part.headers[b"Content-Disposition"].decode()
+        found[disposition.split('name="')[1].split('"')[0]] = part.content
+    return found
+
+
+def test_info_lists_what_the_viewers_show(served):
+    client, _, _ = served
+    info = client.get("/info/").json()
+    assert info["labels"] == ["liver", "spleen", "aorta"]
+    assert {"sam_click_2d", "sam_click_3d", "unet"} <= set(info["models"])
+    assert info["models"]["sam_click_2d"]["type"] == "deepgrow"
+    assert info["models"]["sam_click_2d"]["dimension"] == 2
+    assert info["models"]["unet"]["labels"] in ([], {}), "3D Slicer would run an untrained model by itself"
+    assert set(info["strategies"]) == {"first", "random", "uncertainty"}
+    assert set(info["trainers"]) == {"unet"}
+    assert "config" not in info
+    assert info["datastore"]["total"] == 2
+
+
+def test_click_is_answered_with_json_and_file(served, tmp_path):
+    client, _, _ = served
+    reply = infer(client, foreground=[[6, 6, 2]], label="liver", result_extension=".nrrd", **WINDOW)
+    assert reply.status_code == 200
+    found = parts(reply)
+    assert json.loads(found["params"])["label_names"] == {"liver": 1}
+    (tmp_path / "r.nrrd").write_bytes(found["image"])
+    mask = nrrd.read(str(tmp_path / "r.nrrd"))[0]
+    assert mask.shape == (24, 20, 6)
+    assert mask[4:10, 5:9, 2].all()
+    assert mask.sum() == 24
+
+
+def test_ohif_gets_raw_nrrd_alone(served):
+    client, _, _ = served
+    reply = infer(
+        client,
+        output="image",
+        foreground=[[6, 6, 2]],
+        result_extension=".nrrd",
+        result_compress=False,
+        **WINDOW,
+    )
+    assert reply.headers["content-type"] != "application/json"
+    assert b"encoding: raw" in reply.content[:400]
+    assert reply.content.endswith(b"\0" * 100)
+    assert len(reply.content) - reply.content.index(b"\n\n") - 2 == 24 * 20 * 6
+
+
+def test_json_alone(served):
+    client, _, _ = served
+    assert infer(client, output="json", foreground=[[6, 6, 2]], **WINDOW).json()["slice"] == 2
+
+
+def test_uploaded_image_needs_no_datastore(served):
+    client, studies, _ = served
+    files = {"file": ("any.png", (studies / "photo.png").read_bytes())}
+    reply = infer(client, image="", files=files, output="json", foreground=[[22, 5]])
+    assert reply.status_code == 200
+    assert not reply.json()["empty"]
+
+
+def test_existing_mask_travels_as_label(served):
+    client, studies, _ = served
+    from PIL import Image as PilImage
+
+    part = np.zeros((18, 30), np.uint8)
+    part[4, 21] = 1
+    PilImage.fromarray(part).save(studies.parent / "part.png")
+    files = {"label": ("part.png", (studies.parent / "part.png").read_bytes())}
+    params = json.loads(parts(infer(client, image="photo", files=files, background=[[1, 1]]))["params"])
+    assert params["prompts"]["existing_mask"]
+    assert not params["empty"]
+
+
+def test_session(served):
+    client, studies, _ = served
+    files = [("files", ("mine.nii.gz", (studies / "ct.nii.gz").read_bytes()))]
+    session = client.put("/session/", files=files).json()["session_id"]
+    assert client.get(f"/session/{session}").status_code == 200
+    reply = infer(client, image="", session=session, output="json", foreground=[[6, 6, 2]], **WINDOW)
+    assert reply.json()["slice"] == 2
+    assert client.delete(f"/session/{session}").status_code == 200
+    gone = infer(client, image="", session=session, foreground=[[6, 6, 2]])
+    assert gone.status_code == 404
+    assert "session_id" in gone.json()["detail"]
+
+
+BAD = {
+    "unknown image": ("POST", "/infer/sam_click_2d?image=nope", 404, "image = 'nope'"),
+    "no image": ("POST", "/infer/sam_click_2d", 400, "image = ''"),
+    "unknown model": ("POST", "/infer/nope?image=ct", 404, "choose one of sam_click_2d"),
+    "image outside": ("POST", "/infer/sam_click_2d?image=/etc/passwd", 400, "image = '/etc/passwd'"),
+    "session outside": ("POST", "/infer/sam_click_2d?session_id=../victim", 400, "session_id"),
+    "bad output": ("POST", "/infer/sam_click_2d?image=ct&output=exe", 422, "output"),
+    "unknown strategy": ("POST", "/activelearning/nope", 404, "choose one of first"),
+    "unknown trainer": ("POST", "/train/nope", 404, "choose one of unet"),
+    "too few labels": ("POST", "/train/unet", 409, "accepted"),
+    "too few labels, all trainers": ("POST", "/train/", 409, "accepted"),
+    "unknown scoring": ("POST", "/scoring/nope", 404, "this server has none"),
+    "unknown batch model": ("POST", "/batch/infer/nope", 404, "choose one of"),
+    "delete outside": ("DELETE", "/datastore/image?id=../../x", 400, "id = '../../x'"),
+    "delete unknown": ("DELETE", "/datastore/image?id=zzz", 404, "zzz"),
+    "label outside": ("GET", "/datastore/label?label=../../x&tag=final", 400, "label"),
+    "tag outside": ("GET", "/datastore/label?label=ct&tag=../..", 400, "tag"),
+    "no such label": ("GET", "/datastore/label?label=ct&tag=none", 404, ""),
+    "no archive yet": ("GET", "/datastore/dataset", 404, "no case has been accepted"),
+    "weights cannot be replaced": ("PUT", "/model/unet", 405, ""),
+    "weights cannot be deleted": ("DELETE", "/model/unet", 405, ""),
+    "untrained model": ("POST", "/infer/unet?image=ct", 409, "unet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_get_a_4xx_that_says_what_to_do(served, case):
+    client, _, _ = served
+    method, path, status, text = BAD[case]
+    reply = client.request(method, path)
+    assert reply.status_code == status, reply.text
+    assert text in reply.text
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ("{bad", "not JSON"),
+        ("[1]", "JSON object"),
+        ('{"foreground": [[99, 1, 1]]}', "foreground = [99.0, 1.0, 1.0]"),
+    ],
+)
+def test_bad_params_are_named(served, params, text):
+    client, _, _ = served
+    reply = client.post("/infer/sam_click_2d?image=ct", data={"params": params})
+    assert reply.status_code == 400
+    assert text in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("key", ["image", "image_path", "label_file", "model"])
+def test_params_cannot_name_a_file_of_the_server(served, key):
+    client, _, _ = served
+    params = {"foreground": [[6, 6, 2]], key: "/etc/passwd", **WINDOW}
+    reply = client.post("/infer/sam_click_2d?image=ct&output=json", data={"params": json.dumps(params)})
+    assert reply.status_code == 200, "the key is not heeded"
+    assert reply.json()["slice"] == 2
+    assert not reply.json()["prompts"]["existing_mask"]
+
+
+def test_damaged_upload_is_422(served):
+    client, _, _ = served
+    reply = infer(client, image="", files={"file": ("x.nii.gz", b"garbage")}, foreground=[[1, 1, 1]])
+    assert reply.status_code == 422
+    assert "cannot be read" in reply.json()["detail"]
+    reply = infer(client, image="", files={"file": ("x.sh", b"#!/bin/sh")}, foreground=[[1, 1, 1]])
+    assert reply.status_code == 400
+
+
+def save(client, image, tag=None, content=None, name="l.nii.gz", params="{}"):
+    query = {"image": image, **({"tag": tag} if tag else {})}
+    return client.put(
+        "/datastore/label", params=query, files={"label": (name, content)}, data={"params": params}
+    )
+
+
+def labelmap(tmp_path, value, shape=(24, 20, 6)):
+    import nibabel as nib
+
+    nib.save(nib.Nifti1Image(np.full(shape, value, np.uint8), np.eye(4)), tmp_path / "l.nii.gz")
+    return (tmp_path / "l.nii.gz").read_bytes()
+
+
+def test_what_is_saved_must_be_a_label_of_the_image_inside_the_store(served, tmp_path):
+    client, studies, _ = served
+    fine = labelmap(tmp_path, 1)
+    outside = sorted(p.name for p in studies.parent.iterdir())
+    cases = [
+        (dict(image="ct", tag="../../pwn", content=fine), 400),
+        (dict(image="../ct", content=fine), 400),
+        (dict(image="nope", content=fine), 404),
+        (dict(image="ct", content=b"garbage"), 422),
+        (dict(image="ct", content=fine, name="x.sh"), 415),
+        (dict(image="ct", content=labelmap(tmp_path, 9)), 422),
+        (dict(image="ct", content=labelmap(tmp_path, 1, (3, 3, 3))), 422),
+        (dict(image="ct", content=fine, params="{"), 400),
+    ]
+    for arguments, status in cases:
+        reply = save(client, **arguments)
+        assert reply.status_code == status, (arguments, reply.text)
+        assert reply.json()["detail"]
+    assert sorted(p.name for p in studies.parent.iterdir()) == outside
+    assert client.get("/info/").json()["datastore"]["completed"] == 0
+
+
+def test_uploaded_image_id_cannot_leave_the_store(served):
+    client, studies, _ = served
+    content = (studies / "photo.png").read_bytes()
+    reply = client.put("/datastore/?image=../pwn", files={"file": ("a.png", content)})
+    assert reply.status_code == 400
+    assert not list(studies.parent.glob("pwn*"))
+
+
+def test_accept_then_next_sample_then_nothing_left(served, tmp_path):
+    client, _, _ = served
+    first = client.post("/activelearning/first", json={"client_id": "me"}).json()
+    assert first["id"] == "ct"
+    assert first["path"].endswith("ct.nii.gz")
+    assert save(client, "ct", content=labelmap(tmp_path, 2)).status_code == 200
+    info = client.get("/info/").json()["datastore"]
+    assert info["completed"] == 1
+    assert client.post("/activelearning/random", json={"seed": 1}).json()["id"] == "photo"
+    back = client.get("/datastore/label?label=ct&tag=final")
+    assert back.status_code == 200
+    everything = client.get("/datastore/?output=all").json()["objects"]
+    assert everything["ct"]["labels"]["final"]
+    assert client.get("/datastore/dataset").status_code == 200
+    client.delete("/datastore/label?id=ct&tag=final")
+    assert client.get("/info/").json()["datastore"]["completed"] == 0
+
+
+def test_result_can_be_saved_as_original_but_never_as_accepted(served):
+    client, _, _ = served
+    request = dict(output="json", foreground=[[6, 6, 2]], save_label=True, **WINDOW)
+    reply = infer(client, label_tag="final", **request)
+    assert reply.status_code == 400
+    assert infer(client, **request).status_code == 200
+    assert client.get("/datastore/label?label=ct&tag=original").status_code == 200
+    assert client.get("/info/").json()["datastore"]["completed"] == 0
+
+
+def test_info_answers_while_inference_runs(served, monkeypatch):
+    """One inference is held inside the engine; every other route must still answer."""
+    client, _, engine = served
+    inside, release = threading.Event(), threading.Event()
+    decode = engine.decode
+
+    def held(*arguments):
+        inside.set()
+        assert release.wait(60)
+        return decode(*arguments)
+
+    monkeypatch.setattr(engine, "decode", held)
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(infer(client, foreground=[[7, 7, 3]], **WINDOW)))
+    thread.start()
+    try:
+        assert inside.wait(60)
+        assert client.get("/info/").status_code == 200
+        assert client.get("/datastore/").status_code == 200
+        assert client.post("/activelearning/first", json={}).status_code == 200
+        assert not replies
+    finally:
+        release.set()
+        thread.join()
+    assert replies[0].status_code == 200
+
+
+def test_unexpected_errors_name_a_log_entry_and_no_inner_detail(served, monkeypatch):
+    client, _, engine = served
+
+    def broken(*_):
+        raise RuntimeError("secret path /home/x")
+
+    monkeypatch.setattr(engine, "decode", broken)
+    reply = infer(client, foreground=[[8, 8, 4]], **WINDOW)
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+    assert "log" in reply.json()["detail"]
+    assert client.get("/info/").status_code == 200
+
+
+def test_no_temporary_file_is_left(served, tmp_path, monkeypatch):
+    import tempfile
+
+    client, studies, _ = served
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = {"file": ("a.png", (studies / "photo.png").read_bytes())}
+    assert infer(client, image="", files=files, foreground=[[22, 5]]).status_code == 200
+    assert infer(client, image="", files=files, foreground=[[220, 5]]).status_code == 400
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,182 @@
+import json
+import os
+import pathlib
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monailabel.interfaces.exception import ImageNotFoundException
+
+from apps.samloop.store import HOME, SafeDatastore, check_id, check_tag
+from sam_infer.errors import InputError
+
+LABELS = {"liver": 1, "spleen": 2}
+SHAPE = (6, 5, 4)
+
+
+def write(path, values, shape=SHAPE):
+    nib.save(nib.Nifti1Image(np.full(shape, values, np.uint8), np.eye(4)), path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("a", "b"):
+        nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4)), studies / f"{name}.nii.gz")
+    return studies
+
+
+@pytest.fixture
+def store(folder):
+    return SafeDatastore(str(folder), labels=LABELS, auto_reload=False)
+
+
+@pytest.fixture
+def label(tmp_path):
+    return write(tmp_path / "label.nii.gz", 1)
+
+
+def test_images_are_found_and_truth_folders_are_not(folder, store):
+    assert sorted(store.list_images()) == ["a", "b"]
+    (folder / "truth").mkdir()
+    write(folder / "truth" / "a.nii.gz", 1)
+    store.refresh()
+    assert sorted(store.list_images()) == ["a", "b"]
+
+
+def test_accepted_label_is_found_by_a_new_start(folder, store, label):
+    store.save_label("a", label, "final", {"model": "x"})
+    again = SafeDatastore(str(folder), labels=LABELS, auto_reload=False)
+    assert again.get_labeled_images() == ["a"]
+    assert again.get_label_info("a", "final")["model"] == "x"
+    assert [os.path.basename(d["label"]) for d in again.datalist()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"objects": {"a": 3}}', b"\x00" * 50])
+def test_damaged_index_is_rebuilt_from_the_files(folder, store, label, damage):
+    store.save_label("a", label, "final", {})
+    (folder / "datastore_v2.json").write_bytes(damage)
+    again = SafeDatastore(str(folder), labels=LABELS, auto_reload=False)
+    assert again.get_labeled_images() == ["a"]
+    assert sorted(again.list_images()) == ["a", "b"]
+    assert json.loads((folder / "datastore_v2.json").read_text())["objects"]["a"]["labels"]["final"]
+    assert [p.read_bytes() for p in (folder / HOME).glob("*.damaged.json")] == [damage]
+
+
+def test_replaced_label_goes_to_the_history(folder, store, label, tmp_path):
+    store.save_label("a", label, "final", {})
+    store.save_label("a", write(tmp_path / "second.nii.gz", 2), "final", {})
+    kept = list((folder / HOME / "history" / "final").glob("a.*.nii.gz"))
+    assert len(kept) == 1
+    assert np.asarray(nib.load(kept[0]).dataobj).max() == 1
+    assert np.asarray(nib.load(store.get_label_uri("a", "final")).dataobj).max() == 2
+
+
+def test_label_in_another_format_leaves_one_file(folder, store, label, tmp_path):
+    store.save_label("a", label, "final", {})
+    store.save_label("a", write(tmp_path / "second.nii", 2), "final", {})
+    assert [p.name for p in (folder / "labels" / "final").iterdir()] == ["a.nii"]
+
+
+def test_removed_label_goes_to_the_history(folder, store, label):
+    store.save_label("a", label, "final", {})
+    store.remove_label("a", "final")
+    assert store.get_labeled_images() == []
+    assert len(list((folder / HOME / "history" / "final").iterdir())) == 1
+
+
+def test_removed_image_takes_its_files_to_the_history(folder, store, label):
+    store.save_label("a", label, "final", {})
+    store.remove_image("a")
+    assert store.list_images() == ["b"]
+    assert len(list((folder / HOME / "history").rglob("a.*"))) == 2
+    with pytest.raises(ImageNotFoundException):
+        store.remove_image("a")
+
+
+def test_uploading_an_image_again_keeps_its_labels(folder, store, label, tmp_path):
+    store.save_label("a", label, "final", {})
+    store.add_image("a", write(tmp_path / "again.nii.gz", 9), {})
+    assert store.get_labeled_images() == ["a"]
+    with pytest.raises(InputError, match="choose another id") as caught:
+        store.add_image("a", write(tmp_path / "other.nii.gz", 9, (9, 9, 9)), {})
+    assert caught.value.status == 409
+
+
+@pytest.mark.parametrize(
+    ("values", "shape", "message"),
+    [(3, SHAPE, "label = 3: .*1 = liver, 2 = spleen"), (1, (5, 6, 4), "image's shape")],
+)
+def test_labels_that_do_not_fit_are_refused(store, tmp_path, values, shape, message):
+    with pytest.raises(InputError, match=message):
+        store.save_label("a", write(tmp_path / "l.nii.gz", values, shape), "final", {})
+    assert store.get_labeled_images() == []
+
+
+def test_garbage_is_no_label(store, tmp_path):
+    (tmp_path / "x.sh").write_text("#!/bin/sh")
+    (tmp_path / "x.nii.gz").write_text("garbage")
+    for name in ("x.sh", "x.nii.gz"):
+        with pytest.raises(InputError):
+            store.save_label("a", str(tmp_path / name), "final", {})
+
+
+def test_unknown_image_is_not_found(store, label):
+    with pytest.raises(ImageNotFoundException):
+        store.save_label("c", label, "final", {})
+
+
+def test_a_label_written_half_is_never_seen(store, label, monkeypatch):
+    """The disk fails in the middle: the label before it is still there, whole."""
+    store.save_label("a", label, "final", {})
+    before = pathlib.Path(store.get_label_uri("a", "final")).read_bytes()
+
+    def fail(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        store.save_label("a", label, "final", {})
+    assert pathlib.Path(store.get_label_uri("a", "final")).read_bytes() == before
+    folder = os.path.dirname(store.get_label_uri("a", "final"))
+    assert os.listdir(folder) == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("tag", ["../../x", "a/b", "", ".", "..", ".hidden", "a" * 65, "x\x00", "x y"])
+def test_tags_cannot_leave_the_store(store, label, tag):
+    with pytest.raises(InputError, match="tag"):
+        check_tag(tag)
+    with pytest.raises(InputError, match="tag"):
+        store.save_label("a", label, tag, {})
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", ".x", "x\\y", "x\x00", " x", "a" * 201])
+def test_ids_cannot_leave_the_store(name):
+    with pytest.raises(InputError, match="image"):
+        check_id("image", name)
+
+
+@pytest.mark.parametrize("name", ["case 1", "1.2.840.113619.2", "Schädel_Ä", "case(2)"])
+def test_usual_ids_are_fine(name):
+    assert check_id("image", name) == name
+
+
+def test_info_must_be_an_object(store, label):
+    store.save_label("a", label, "final", {})
+    for call in (
+        lambda: store.update_image_info("a", [1]),
+        lambda: store.update_label_info("a", "final", "x"),
+        lambda: store.save_label("a", label, "final", []),
+    ):
+        with pytest.raises(InputError, match="JSON object"):
+            call()
+
+
+def test_slicers_segment_order_is_stored_as_the_projects_indices(store, label):
+    store.save_label(
+        "a", label, "final", {"label_info": [{"name": "spleen", "idx": 1}, {"name": "liver", "idx": 2}]}
+    )
+    saved = np.asarray(nib.load(store.get_label_uri("a", "final")).dataobj)
+    assert np.unique(saved).tolist() == [2]
