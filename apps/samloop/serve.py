@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
     from apps.samloop.server import create_app
 
-    logging.getLogger("timeloop").disabled = True  # the stock session cleaner tells its life to the console
+    # The stock session cleaner tells its life to the console; a filter outlives the stock logging set-up.
+    logging.getLogger("timeloop").addFilter(lambda record: record.levelno >= logging.WARNING)
     app = create_app()
     _greet(args.host, args.port, studies)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
