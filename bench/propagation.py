@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from nibabel.affines import voxel_sizes
 
 from sam_infer.click import click_volume
 from sam_infer.embeddings import SliceEncoder
@@ -113,20 +114,31 @@ def _dice(a: BoolArray, b: BoolArray) -> float:
 
 
 def _picture(image: Image, window: Window, pictures: list[Any], path: Path) -> None:
-    """Prompted slice, and coronal cut, of each object: mask filled, truth outlined."""
-    figure = Figure(figsize=(3 * len(pictures), 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(pictures), squeeze=False)
+    """Prompted slice and coronal cut of each object: mask filled, truth outlined, seen from the feet."""
     grey = window.apply(image.array)
+    spacing = voxel_sizes(image.affine)
+    width, depth, height = image.shape * spacing
+    figure = Figure(figsize=(3 * len(pictures), 3.2 * (depth + height) / width + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(pictures), squeeze=False, height_ratios=[depth, height])
     for column, (organ, row, mask, truth) in enumerate(pictures):
         j = int(np.argmax(truth.sum(axis=(0, 2))))
-        for axis, cut, title in (
-            (axes[0, column], np.s_[:, :, row["k"]], f"{organ}: 3D Dice {row['dice3d']:.2f}"),
-            (axes[1, column], np.s_[:, j, :], "coronal"),
+        for axis, cut, aspect, title in (
+            (axes[0, column], np.s_[:, :, row["k"]], 1, f"{organ}: 3D Dice {row['dice3d']:.2f}"),
+            (axes[1, column], np.s_[:, j, :], 2, "coronal"),
         ):
-            axis.imshow(grey[cut].T, cmap="gray", origin="lower", vmin=0, vmax=1)
+            axis.imshow(
+                grey[cut].T,
+                cmap="gray",
+                origin="lower",
+                vmin=0,
+                vmax=1,
+                aspect=spacing[aspect] / spacing[0],
+            )
             axis.contourf(mask[cut].T, levels=[0.5, 1], colors=["#ff5533"], alpha=0.4)
             axis.contour(truth[cut].T, levels=[0.5], colors=["#33ddff"], linewidths=0.8)
+            if image.affine[0, 0] > 0:
+                axis.invert_xaxis()
             axis.set_title(title, fontsize=9)
             axis.axis("off")
     figure.savefig(path, dpi=110)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_infer.correct import correct
+from sam_infer.correct import correct_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.geometry import put_slice, slice_distance
@@ -124,7 +124,7 @@ def click_volume(
     decoded = {k: encoder.decode_history(image, k, window, prompts) for k, prompts in seeds.items()}
     mark("decode")
     if clicks.existing is not None:
-        volume = correct(clicks.existing, decoded, decode=decode, clicks=clicks.on_slice)
+        volume = correct_volume(clicks.existing, decoded, decode=decode, clicks=clicks.on_slice)
     else:
         region = clicks.region
         bounds = region.slices if region is not None and len(region.slices) > 1 else None

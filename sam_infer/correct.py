@@ -1,4 +1,4 @@
-"""Corrections of a volume's mask: what a click changes on its slice is carried to the neighbours."""
+"""Corrections: what one click changes on its slice, and how that is carried to the neighbouring slices."""
 
 from __future__ import annotations
 
@@ -9,11 +9,47 @@ from scipy import ndimage
 
 from sam_infer.geometry import put_slice
 from sam_infer.propagate import Decode, Volume, decode_neighbour, mask_logits, touching
-from sam_infer.types import BoolArray, Candidates, Prompts
+from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
 from sam_infer.volumes import empty_labelmap
 
 
-def correct(
+def correct_slice(
+    previous: FloatArray, answer: FloatArray, *, point: tuple[int, int], label: int
+) -> FloatArray:
+    """What of an engine's answer to a corrective click is taken over.
+
+    People click where a mask is most wrong, so a change elsewhere that is larger than the one under the click
+    contradicts the click and is not made. This project's own choice, akin to the progressive merge of
+    FocalClick (Chen et al., CVPR 2022), which keeps only the change under the click.
+
+    Args:
+        previous: (H, W) logits of the mask before the click.
+        answer: (H, W) logits that the engine gave when it saw ``previous`` and the click.
+        point: (x, y) of the click, pixel indices.
+        label: 1 = foreground, 0 = background.
+
+    Returns:
+        (H, W) logits. ``answer`` as it is where it does not change the clicked pixel as the click asks.
+    """
+    before, after = previous > 0, answer > 0
+    x, y = point
+    asked, other = (after & ~before, before & ~after) if label else (before & ~after, after & ~before)
+    if not asked[y, x] or not before.any():
+        return answer
+    parts, _ = ndimage.label(asked)
+    limit = np.count_nonzero(parts == parts[y, x])
+    return np.where(_larger(asked, limit) | _larger(other, limit), previous, answer)
+
+
+def _larger(change: BoolArray, limit: int) -> BoolArray:
+    """The connected parts of a mask that have more than ``limit`` pixels."""
+    parts, _ = ndimage.label(change)
+    large = np.bincount(parts.ravel()) > limit
+    large[0] = False
+    return np.asarray(large[parts])
+
+
+def correct_volume(
     existing: BoolArray, seeds: Mapping[int, Candidates], *, decode: Decode, clicks: Callable[[int], Prompts]
 ) -> Volume:
     """Correct a volume's mask: carry what changed on the clicked slices to their neighbours.

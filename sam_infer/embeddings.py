@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sam_infer.cache import ByteLru
+from sam_infer.correct import correct_slice
 from sam_infer.engines.base import Embedding, Engine
 from sam_infer.geometry import slice_image
 from sam_infer.intensity import Window
+from sam_infer.propagate import mask_logits
 from sam_infer.types import Candidates, FloatArray, Prompts
 from sam_infer.volumes import Image
 
@@ -60,6 +63,8 @@ class SliceEncoder:
     def decode_history(self, image: Image, k: int, window: Window, prompts: Prompts) -> Candidates:
         """Decode clicks as corrections of one another: each sees the logits that the one before it gave.
 
+        What a click changes is checked by `sam_infer.correct.correct_slice`.
+
         The state before the last click is taken from the cache where it is there (then only the last click is
         decoded, and an undone click costs nothing); otherwise up to `REPLAY` clicks are replayed, foreground
         first.
@@ -82,43 +87,59 @@ class SliceEncoder:
         known = self._histories.get(key)
         if known is not None:
             return known
-        previous = None
-        parents = [p for p in (_without_last(prompts, 0), _without_last(prompts, 1)) if p is not None]
-        for parent in parents:
-            previous = self._histories.get(_state_key(base, parent))
-            if previous is not None:
-                break
-        if previous is None and parents and replay > 0:
-            previous = self._state(base, embedding, parents[0], replay - 1)
-        if previous is not None:
-            prompts = Prompts(
-                points=prompts.points,
-                point_labels=prompts.point_labels,
-                box=prompts.box,
-                mask_logits=previous.logits[previous.best],
-            )
+        before = self._before(base, embedding, prompts, replay)
+        if before is not None:
+            prompts = replace(prompts, mask_logits=before.logits)
         decoded = self.engine.decode(embedding, [prompts])[0]
-        best = Candidates(logits=decoded.logits[decoded.best][None], iou=decoded.iou[decoded.best][None])
+        logits = decoded.logits[decoded.best]
+        if before is not None:
+            logits = correct_slice(before.logits, logits, point=before.point, label=before.label)
+        best = Candidates(logits=logits[None], iou=decoded.iou[decoded.best][None])
         self._histories.put(key, best)
         return best
+
+    def _before(
+        self, base: tuple[Hashable, ...], embedding: Embedding, prompts: Prompts, replay: int
+    ) -> _Before | None:
+        """What there was before the last click; None where that was nothing, or is too long ago to replay."""
+        found = [_without_last(prompts, label) for label in (0, 1)]
+        options = [option for option in found if option is not None]
+        for parent, point, label in options:
+            if not len(parent.points) and parent.box is None and parent.mask_logits is not None:
+                return _Before(logits=parent.mask_logits, point=point, label=label)
+            known = self._histories.get(_state_key(base, parent))
+            if known is not None:
+                break
+        else:
+            if not options or not replay:
+                return None
+            parent, point, label = options[0]
+            known = self._state(base, embedding, parent, replay - 1)
+        logits = known.logits[0]
+        if prompts.mask_logits is not None:  # a mask that is being corrected stays as sure as it was sent
+            logits = mask_logits(logits > 0)
+        return _Before(logits=logits, point=point, label=label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    logits: FloatArray
+    point: tuple[int, int]
+    label: int
 
 
 def _state_key(base: tuple[Hashable, ...], prompts: Prompts) -> Hashable:
     return (*base, prompts.box, prompts.positive.tobytes(), prompts.negative.tobytes())
 
 
-def _without_last(prompts: Prompts, label: int) -> Prompts | None:
-    """The prompts before their last click of this label; None where nothing would be left to decode."""
+def _without_last(prompts: Prompts, label: int) -> tuple[Prompts, tuple[int, int], int] | None:
+    """The prompts before their last click of this label, that click, its label; None where none is left."""
     indices = np.flatnonzero(prompts.point_labels == label)
     if not len(indices):
         return None
-    keep = np.ones(len(prompts.points), bool)
-    keep[indices[-1]] = False
-    parent = Prompts(
-        points=prompts.points[keep],
-        point_labels=prompts.point_labels[keep],
-        box=prompts.box,
-        mask_logits=prompts.mask_logits,
+    last = indices[-1]
+    parent = replace(
+        prompts, points=np.delete(prompts.points, last, 0), point_labels=np.delete(prompts.point_labels, last)
     )
-    only_the_mask = not len(parent.points) and parent.box is None
-    return None if parent.is_empty or only_the_mask else parent
+    x, y = prompts.points[last]
+    return None if parent.is_empty else (parent, (int(x), int(y)), label)

@@ -10,6 +10,7 @@ from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.tasks.click import ClickInfer
+from sam_infer.types import Candidates
 from tests.conftest import ball, disc, save_png
 from tests.fakes import ThresholdEngine
 
@@ -196,6 +197,20 @@ def test_a_second_click_sees_the_first_ones_logits_and_undo_costs_nothing(make, 
     assert [p.mask_logits is not None for p in engine.decoded] == [False, True]
     ask(task, ct, **first)
     assert len(engine.decoded) == 2
+
+
+def test_a_click_on_a_sent_mask_keeps_what_it_is_not_about(make, ct, engine, monkeypatch, tmp_path):
+    """The engine's answer drops the sent mask for something small; the click asks only for more."""
+    sent = np.zeros(SHAPE, np.uint8)
+    sent[5:25, 5:25, 14] = 1
+    nib.save(nib.Nifti1Image(sent, nib.load(ct).affine), tmp_path / "sent.nii.gz")
+    answer = np.full(SHAPE[1::-1], -5.0, np.float32)
+    answer[34:37, 44:47] = 5.0
+    found = Candidates(logits=answer[None], iou=np.array([0.9], np.float32))
+    monkeypatch.setattr(engine, "decode", lambda embedding, prompts: [found])
+    mask, _ = ask(make(2), ct, foreground=[[45, 35, 14]], label_file=str(tmp_path / "sent.nii.gz"), **WINDOW)
+    sent[44:47, 34:37, 14] = 1
+    np.testing.assert_array_equal(mask, sent)
 
 
 def test_readers_with_different_clicks_do_not_meet(make, ct):

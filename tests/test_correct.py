@@ -1,0 +1,51 @@
+"""What of an engine's answer to a corrective click is taken over."""
+
+import numpy as np
+import pytest
+
+from sam_infer.correct import correct_slice
+
+
+def logits(*boxes, strength=3.0):
+    """(40, 40) logits: positive in boxes (x0, y0, x1, y1), ends excluded."""
+    mask = np.zeros((40, 40), bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    return np.where(mask, strength, -strength).astype(np.float32)
+
+
+OBJECT = (5, 5, 15, 15)
+
+
+def test_a_larger_change_elsewhere_is_refused():
+    before = logits(OBJECT)
+    answer = logits((5, 5, 18, 15), (25, 25, 35, 35), strength=5.0)
+    after = correct_slice(before, answer, point=(16, 10), label=1)
+    np.testing.assert_array_equal(after > 0, logits((5, 5, 18, 15)) > 0)
+    assert after[10, 10] == 5.0
+    assert after[30, 30] == -3.0
+
+
+def test_a_larger_removal_elsewhere_is_refused_too():
+    before = logits(OBJECT, (25, 25, 35, 35))
+    after = correct_slice(before, logits((5, 5, 18, 15)), point=(16, 10), label=1)
+    np.testing.assert_array_equal(after > 0, logits((5, 5, 18, 15), (25, 25, 35, 35)) > 0)
+
+
+def test_smaller_changes_elsewhere_are_taken_over():
+    answer = logits((5, 5, 25, 15), (30, 30, 34, 34))
+    after = correct_slice(logits(OBJECT), answer, point=(20, 10), label=1)
+    np.testing.assert_array_equal(after, answer)
+
+
+def test_a_background_click_removes_its_part_and_adds_nothing_larger():
+    before = logits(OBJECT, (20, 5, 26, 11))
+    after = correct_slice(before, logits(OBJECT, (25, 25, 35, 35)), point=(22, 8), label=0)
+    np.testing.assert_array_equal(after > 0, logits(OBJECT) > 0)
+
+
+@pytest.mark.parametrize("before", [logits(OBJECT), logits()], ids=["disobeyed", "nothing before"])
+def test_an_answer_that_cannot_be_checked_stands(before):
+    answer = logits((25, 25, 35, 35))
+    point = (30, 5) if (before > 0).any() else (30, 30)
+    np.testing.assert_array_equal(correct_slice(before, answer, point=point, label=1), answer)
