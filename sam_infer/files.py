@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,14 @@ def atomic_writer(target: Path) -> Iterator[BinaryIO]:
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files, older than an hour, that killed writers left in a folder."""
+    for file in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime < time.time() - 3600:
+                file.unlink()
 
 
 def write_atomic(target: Path, content: bytes) -> None:

@@ -24,6 +24,11 @@ def test_slicer_counts_a_background_segment_that_it_does_not_export():
     assert index_of_value([2], entries(("liver", 2), ("aorta", 3)), LABELS) == {2: 3}
 
 
+def test_slicer_skips_a_segment_in_the_middle():
+    assert index_of_value([1, 2], entries(("liver", 1), ("aorta", 3)), LABELS) == {1: 1, 2: 3}
+    assert index_of_value([1, 3], entries(("liver", 1), ("aorta", 3)), LABELS) == {1: 1, 3: 3}
+
+
 def test_rest_clients_use_idx_as_the_value():
     assert index_of_value([3], entries(("aorta", 3)), LABELS) == {3: 3}
     assert index_of_value([5, 9], entries(("aorta", 9), ("liver", 5)), LABELS) == {5: 1, 9: 3}
@@ -48,6 +53,7 @@ def test_absent_segments_with_unknown_names_do_not_matter():
         ([1], [{"idx": 1}], "label_info"),
         ([1], [{"name": "liver", "idx": "1"}], "label_info"),
         ([1], ["liver"], "label_info"),
+        ([7], [{"name": "liver", "value": 7}, {"name": "spleen", "idx": 2}], "all entries or with none"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused(present, info, message):

@@ -1,8 +1,10 @@
 """The served application: routes, errors, what a client can and cannot reach, and that nothing blocks."""
 
 import json
+import tempfile
 import threading
 
+import nibabel as nib
 import nrrd
 import numpy as np
 import pytest
@@ -134,6 +136,11 @@ BAD = {
     "no archive yet": ("GET", "/datastore/dataset", 404, "no case has been accepted"),
     "weights cannot be replaced": ("PUT", "/model/unet", 405, ""),
     "weights cannot be deleted": ("DELETE", "/model/unet", 405, ""),
+    "checksum": ("HEAD", "/datastore/image?image=ct&check_sum=MD9:00", 400, ""),
+    "no GPU's log": ("GET", "/logs/gpu", 404, "GPU"),
+    "no DICOM to pass on": ("GET", "/proxy/dicom/wado/x", 404, ""),
+    "info of an unknown label": ("GET", "/datastore/label/info?label=ct&tag=none", 404, "ct"),
+    "label to delete": ("DELETE", "/datastore/label?id=ct&tag=none", 404, "ct"),
     "untrained model": ("POST", "/infer/unet?image=ct", 409, "unet"),
 }
 
@@ -178,7 +185,7 @@ def test_damaged_upload_is_422(served):
     assert reply.status_code == 422
     assert "cannot be read" in reply.json()["detail"]
     reply = infer(client, image="", files={"file": ("x.sh", b"#!/bin/sh")}, foreground=[[1, 1, 1]])
-    assert reply.status_code == 400
+    assert reply.status_code == 415
 
 
 def save(client, image, tag=None, content=None, name="l.nii.gz", params="{}"):
@@ -189,8 +196,6 @@ def save(client, image, tag=None, content=None, name="l.nii.gz", params="{}"):
 
 
 def labelmap(tmp_path, value, shape=(24, 20, 6)):
-    import nibabel as nib
-
     nib.save(nib.Nifti1Image(np.full(shape, value, np.uint8), np.eye(4)), tmp_path / "l.nii.gz")
     return (tmp_path / "l.nii.gz").read_bytes()
 
@@ -243,14 +248,19 @@ def test_accept_then_next_sample_then_nothing_left(served, tmp_path):
     assert client.get("/info/").json()["datastore"]["completed"] == 0
 
 
-def test_result_can_be_saved_as_original_but_never_as_accepted(served):
+def test_result_can_be_saved_as_original_but_never_as_accepted(served, tmp_path):
     client, _, _ = served
-    request = dict(output="json", foreground=[[6, 6, 2]], save_label=True, **WINDOW)
+    request = dict(output="json", foreground=[[6, 6, 2]], label="spleen", save_label=True, **WINDOW)
     reply = infer(client, label_tag="final", **request)
     assert reply.status_code == 400
     assert infer(client, **request).status_code == 200
-    assert client.get("/datastore/label?label=ct&tag=original").status_code == 200
+    stored = client.get("/datastore/label?label=ct&tag=original")
+    (tmp_path / "stored.nii.gz").write_bytes(stored.content)
+    assert set(np.unique(nib.load(tmp_path / "stored.nii.gz").dataobj)) == {0, 2}, (
+        "spleen, not the first label"
+    )
     assert client.get("/info/").json()["datastore"]["completed"] == 0
+    assert infer(client, **{**request, "label": "tumour"}).status_code == 422
 
 
 def test_info_answers_while_inference_runs(served, monkeypatch):
@@ -295,11 +305,125 @@ def test_unexpected_errors_name_a_log_entry_and_no_inner_detail(served, monkeypa
 
 
 def test_no_temporary_file_is_left(served, tmp_path, monkeypatch):
-    import tempfile
-
     client, studies, _ = served
+    picture = (studies / "photo.png").read_bytes()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    files = {"file": ("a.png", (studies / "photo.png").read_bytes())}
+    files = {"file": ("a.png", picture)}
     assert infer(client, image="", files=files, foreground=[[22, 5]]).status_code == 200
     assert infer(client, image="", files=files, foreground=[[220, 5]]).status_code == 400
+    assert infer(client, foreground=[[6, 6, 2]], save_label=True, label="tumour", **WINDOW).status_code == 422
+    assert save(client, "ct", content=picture, name="l.png").status_code == 422
+    assert client.put("/datastore/image", files={"file": ("a.png", b"garbage")}).status_code == 422
+    assert client.put("/session/", files=[("files", ("a.exe", b"MZ"))]).status_code == 415
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "names", "text"),
+    [
+        ("?uncompress=true", ["a.png"], "uncompress = True"),
+        ("", ["a.png", "b.png"], "files = 2"),
+        ("", ["a.tar"], "a.tar"),
+    ],
+)
+def test_sessions_hold_one_image_and_unpack_nothing(served, query, names, text):
+    client, studies, _ = served
+    content = (studies / "photo.png").read_bytes()
+    reply = client.put(f"/session/{query}", files=[("files", (name, content)) for name in names])
+    assert 400 <= reply.status_code < 500
+    assert text in reply.json()["detail"]
+
+
+def test_a_training_gets_its_own_settings_and_nothing_else(served, monkeypatch):
+    """``bundle_path`` would be put on the training process's module path, ``gpus`` into its environment."""
+    from monailabel.interfaces.utils.app import app_instance
+    from monailabel.utils.async_tasks import task
+
+    client, _, _ = served
+    started = []
+    trainer = app_instance()._trainers["unet"]
+    monkeypatch.setattr(trainer, "precheck", lambda _: None)
+    monkeypatch.setattr(task, "run_background_task", lambda request, method: started.append(request) or {})
+    body = {"iterations": 7, "bundle_path": "/tmp", "gpus": 5, "model": "x", "local_rank": 1}
+    assert client.post("/train/unet", json=body).status_code == 200
+    assert client.post("/train/", json={"unet": body}).status_code == 200
+    assert client.post("/batch/infer/unet", json={**body, "max_batch_size": 1}).status_code == 200
+    assert started[0] == {"model": "unet", "iterations": 7}
+    for request in started:
+        assert not {"bundle_path", "gpus", "local_rank"} & set(request)
+    assert client.post("/train/unet", json={"iterations": "abc"}).status_code == 400
+    assert client.post("/train/", json={"unet": "abc"}).status_code == 400
+    assert len(started) == 3
+
+
+@pytest.mark.parametrize("body", [{"label_tag": "final"}, {"label_tag": "../x"}, {"max_workers": "abc"}])
+def test_bad_batches_are_refused_at_once(served, body):
+    client, _, _ = served
+    assert client.post("/batch/infer/unet", json=body).status_code == 400
+
+
+def test_a_batch_goes_on_after_an_image_that_fails(served, monkeypatch):
+    from monailabel.interfaces.utils.app import app_instance
+
+    client, _, _ = served
+    done = []
+
+    def infer_one(request, _):
+        if request["image"] == "ct":
+            raise ValueError("damaged")
+        done.append(request["image"])
+        return {}
+
+    monkeypatch.setattr(app_instance(), "infer", infer_one)
+    reply = client.post("/batch/infer/sam_click_2d?run_sync=true", json={})
+    assert done == ["photo"]
+    assert reply.json() == {"ct": {"error": "damaged"}, "photo": {}}
+
+
+@pytest.mark.parametrize("info", [[1], "x", None, 5, {"strategy": "x"}, {"n": float("nan")}])
+def test_the_index_takes_only_objects_that_json_can_hold(served, info):
+    client, _, _ = served
+    reply = client.put("/datastore/image/info?image=ct", data={"info": json.dumps(info)})
+    assert reply.status_code == 400
+    assert client.get("/datastore/?output=all").status_code == 200
+    assert client.post("/activelearning/first", json={"client_id": "me"}).status_code == 200
+
+
+def test_half_a_character_does_not_reach_the_index(served):
+    client, _, _ = served
+    headers = {"content-type": "application/json"}
+    body = '{"client_id": "\\ud800"}'
+    assert client.post("/activelearning/first", content=body, headers=headers).status_code == 400
+    assert client.get("/datastore/?output=all").status_code == 200
+
+
+def test_bodies_held_in_memory_are_bounded(served):
+    from apps.samloop.server import MAX_BODY
+
+    client, _, _ = served
+    body = b'{"a": "' + b"x" * MAX_BODY + b'"}'
+    headers = {"content-type": "application/json"}
+    assert client.post("/train/unet", content=body, headers=headers).status_code == 413
+    assert client.post("/train/unet", content=iter([b"{", b"}"]), headers=headers).status_code == 413
+
+
+def test_the_first_page_works_without_internet(served):
+    client, _, _ = served
+    text = client.get("/").text
+    assert "sam_click_3d" in text
+    assert "POST /infer/{model}" in text
+    assert "http" not in text.replace("<!doctype html>", "")
+
+
+def test_other_origins_need_the_hospitals_word(served, monkeypatch):
+    from fastapi.testclient import TestClient
+    from monailabel.config import settings
+
+    from apps.samloop.server import create_app
+
+    client, _, _ = served
+    asked = {"origin": "https://viewer.example"}
+    assert "access-control-allow-origin" not in client.get("/info/", headers=asked).headers
+    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", ["https://viewer.example/"])
+    allowed = TestClient(create_app()).get("/info/", headers=asked).headers
+    assert allowed["access-control-allow-origin"] == "https://viewer.example"

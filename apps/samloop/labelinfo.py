@@ -13,8 +13,8 @@ def index_of_value(present: Iterable[int], label_info: object, labels: Mapping[s
 
     3D Slicer exports the n-th listed segment as value n, while the ``idx`` that it sends counts segments
     that it did not export too; other clients use ``idx`` as the value. So a value is taken from ``value``
-    where an entry has one, else by position where every present value is a position in the list and the
-    indices run without a hole (as Slicer's do), else by ``idx``.
+    where all entries have one, else by position where every present value is a position in the list and the
+    indices are Slicer's (they run without a hole, or rise and are not the values), else by ``idx``.
 
     Args:
         present: The values in the file, 0 excepted.
@@ -67,11 +67,17 @@ def _entries(label_info: object) -> list[dict[str, Any]]:
 
 
 def _names(entries: list[dict[str, Any]], values: list[int]) -> dict[int, str]:
-    if all("value" in entry for entry in entries):
+    explicit = ["value" in entry for entry in entries]
+    if all(explicit):
         return {entry["value"]: entry["name"] for entry in entries}
+    if any(explicit):
+        raise InputError("label_info", entries, "send value with all entries or with none")
     positions = {position: entry["name"] for position, entry in enumerate(entries, start=1)}
     indices = [entry.get("idx", position) for position, entry in enumerate(entries, start=1)]
-    as_slicer = indices == list(range(indices[0], indices[0] + len(indices)))
+    rising = indices == sorted(set(indices))
+    as_slicer = rising and (
+        indices[-1] - indices[0] == len(indices) - 1 or any(value not in indices for value in values)
+    )
     if as_slicer and all(value in positions for value in values):
         return positions
     return {index: entry["name"] for index, entry in zip(indices, entries, strict=True)}

@@ -14,8 +14,9 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from apps.samloop.incoming import check_tag
 from apps.samloop.project import Project, load_project, override
-from apps.samloop.store import HOME, SafeDatastore, check_tag
+from apps.samloop.store import HOME, SafeDatastore
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
@@ -161,7 +162,13 @@ class SamloopApp(MONAILabelApp):
         path, params = task(request)
         label = path
         if path and save:
-            label = datastore.save_label(image_id, path, tag, {"model": request["model"], "params": params})
+            named = [{"name": n, "idx": v, "value": v} for n, v in params.get("label_names", {}).items()]
+            info = {"model": request["model"], "params": params, "label_info": named}
+            try:
+                label = datastore.save_label(image_id, path, tag, info)
+            except Exception:
+                Path(path).unlink(missing_ok=True)
+                raise
         return {"label": label, "tag": tag, "file": path, "params": params}
 
     def image_path(self, image_id: object, datastore: Datastore | None = None) -> str:
@@ -181,11 +188,18 @@ class SamloopApp(MONAILabelApp):
         return str(uri)
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
-        """Batch inference; without a GPU, what concerns several of them is turned off."""
-        request = {k: v for k, v in request.items() if k not in ("image_path", "label_file")}
+        """Batch inference; an image that fails is reported, and the others go on."""
         if not torch.cuda.is_available():
             request = {**request, "multi_gpu": False, "device": "cpu"}
-        return super().batch_infer(request, datastore)
+
+        def infer(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
+            try:
+                return self.infer(one, store)
+            except Exception as error:
+                logger.warning("Image %s failed: %s", one.get("image"), error)
+                return {"error": str(error)}
+
+        return self._batch_infer(request, datastore or self.datastore(), infer)
 
     def train(self, request: dict[str, Any]) -> Any:
         """Train; in a process of its own, with a low priority so that clicks stay fast."""

@@ -1,0 +1,110 @@
+"""What clients send: names, JSON and files, checked before anything else sees them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import UploadFile
+
+from sam_infer.errors import InputError
+from sam_infer.volumes import EXTENSIONS, extension
+
+#: Nesting of JSON, far beyond what any request needs.
+MAX_DEPTH = 32
+#: Bytes of an id: leaves room in a file name for an extension and the history's time stamp.
+MAX_ID_BYTES = 180
+_NAME = re.compile(r"[^\x00-\x1f/\\:*?\"<>|]+")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def is_id(value: str) -> bool:
+    """Whether a name can be an image or label id: it cannot leave the store, and its files can be written."""
+    try:
+        short = 0 < len(value.encode()) <= MAX_ID_BYTES
+    except UnicodeEncodeError:
+        return False
+    return short and bool(_NAME.fullmatch(value)) and not value.startswith(".") and value == value.strip()
+
+
+def check_id(argument: str, value: str) -> str:
+    """An image or label id that cannot leave the store.
+
+    Raises:
+        InputError: When it is empty, too long, starts with a dot or holds a path separator.
+    """
+    if not is_id(value):
+        remedy = f'send an id of 1 to {MAX_ID_BYTES} bytes, none of / \\ : * ? " < > |, no dot at its start'
+        raise InputError(argument, value, remedy)
+    return value
+
+
+def check_tag(value: str) -> str:
+    """A label tag that cannot leave the store.
+
+    Raises:
+        InputError: When it is anything but letters, digits, dot, dash and underscore.
+    """
+    if not _TAG.fullmatch(value):
+        raise InputError("tag", value, "send letters, digits, '.', '-' and '_' only, 64 at most")
+    return value
+
+
+def parse_object(argument: str, text: str | bytes) -> dict[str, Any]:
+    """A JSON object that can be stored and sent again.
+
+    Args:
+        argument: What the client called it, for errors.
+        text: What it sent; empty = {}.
+
+    Raises:
+        InputError: When it is not JSON, not an object, or holds what JSON has no word for: NaN, infinity,
+            half a character, thousands of digits, or nesting beyond `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(text) if text else {}
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        shown = text[:200]
+        raise InputError(
+            argument, shown, f"not JSON that can be stored ({error}); send a JSON object"
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(argument, value, "send a JSON object")
+    if _depth(value) > MAX_DEPTH:
+        raise InputError(argument, f"nested {_depth(value)} deep", f"nest at most {MAX_DEPTH} deep")
+    return value
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+@contextmanager
+def received(argument: str, upload: UploadFile) -> Iterator[Path]:
+    """An uploaded image or label map as a temporary file that keeps its name; gone afterwards.
+
+    Raises:
+        InputError: (415) When its extension is none that can be read.
+    """
+    name = Path(upload.filename or "upload.nii.gz").name
+    kind = extension(name)
+    if not kind:
+        raise InputError(
+            argument, upload.filename, f"name the file with one of {', '.join(EXTENSIONS)}", status=415
+        )
+    folder = Path(tempfile.mkdtemp(prefix="samloop-"))
+    try:
+        path = folder / (name if is_id(name) else f"upload{kind}")
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target, 1 << 20)
+        yield path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,45 @@
+"""The page at `/`: what is served, and every route, readable without internet."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+    "td{padding:.1em 1em .1em 0;vertical-align:top}code{background:#eee}"
+)
+
+
+def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool) -> str:
+    """HTML of the page.
+
+    Args:
+        info: What `/info/` answers.
+        routes: ``paths`` of the OpenAPI schema.
+        ohif: Whether the OHIF viewer has a DICOMweb server to show.
+    """
+    models = _table([(name, model.get("description", "")) for name, model in info["models"].items()])
+    stats = info["datastore"]
+    calls = _table(
+        [
+            (f"{method.upper()} {path}", call.get("summary", ""))
+            for path, methods in sorted(routes.items())
+            for method, call in methods.items()
+        ]
+    )
+    viewer = '<li><a href="/ohif/">OHIF viewer</a></li>' if ohif else ""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(info["name"])}</title>'
+        f"<style>{_STYLE}</style><h1>{escape(info['name'])}</h1>"
+        f"<p>{stats.get('completed', 0)} of {stats.get('total', 0)} images accepted. In 3D Slicer, open the "
+        f"module <em>MONAI Label</em> and enter this page's address.</p><ul>{viewer}"
+        '<li><a href="/info/">info</a></li><li><a href="/datastore/?output=all">datastore</a></li>'
+        '<li><a href="/docs">try the routes</a> (that page needs internet)</li></ul>'
+        f"<h2>Models</h2>{models}<h2>Routes</h2>{calls}</html>"
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = (f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{''.join(cells)}</table>"

@@ -1,0 +1,1 @@
+"""The routes that are samloop's own; all others are MONAI Label's, run in threads."""

@@ -1,0 +1,68 @@
+"""What puts files into the datastore, or takes all of them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi.responses import FileResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.utils.app import app_instance
+from starlette.background import BackgroundTask
+
+from apps.samloop.incoming import parse_object, received
+from sam_infer.errors import InputError
+from sam_infer.volumes import stem
+
+router = APIRouter(prefix="/datastore", tags=["Datastore"])
+
+
+@router.put("/", include_in_schema=False, deprecated=True)
+@router.put("/image")
+def add_image(
+    image: str | None = None,
+    params: str = Form("{}"),
+    file: UploadFile = File(...),
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)),
+) -> dict[str, Any]:
+    """Upload an image; its id is the file's name where ``image`` names none."""
+    info = _with_user(parse_object("params", params), user)
+    with received("file", file) as path:
+        return {"image": app_instance().datastore().add_image(image or stem(path), str(path), info)}
+
+
+@router.put("/label")
+def save_label(
+    image: str,
+    params: str = Form("{}"),
+    tag: str = DefaultLabelTag.FINAL.value,
+    label: UploadFile = File(...),
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)),
+) -> dict[str, Any]:
+    """Save the label map of an image; tag ``final`` accepts the case."""
+    info = _with_user(parse_object("params", params), user)
+    instance = app_instance()
+    with received("label", label) as path:
+        saved = instance.datastore().save_label(image, str(path), tag or DefaultLabelTag.FINAL.value, info)
+    return {**(instance.on_save_label(image, saved) or {}), "image": image, "label": saved}
+
+
+@router.get("/dataset")
+def archive(
+    limit_cases: int | None = None, user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+) -> Response:
+    """Accepted cases, images and labels, as a ZIP archive."""
+    store = app_instance().datastore()
+    if not store.get_labeled_images():
+        raise InputError("dataset", 0, "no case has been accepted yet", status=404)
+    path = Path(store.get_dataset_archive(limit_cases))
+    return FileResponse(
+        path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
+    )
+
+
+def _with_user(info: dict[str, Any], user: User) -> dict[str, Any]:
+    return {**info, "user": user.username} if user.username else info

@@ -1,0 +1,68 @@
+"""Starting a training, and asking for the next case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException
+from monailabel.config import settings
+from monailabel.endpoints import activelearning, train
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.utils import tasks
+
+from sam_infer.errors import InputError
+
+router = APIRouter()
+
+
+@router.post("/train/{model}", tags=["Train"])
+def start(
+    model: str,
+    params: dict[str, Any] | None = None,
+    run_sync: bool = False,
+    enqueue: bool = False,
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)),
+) -> Any:
+    """Start training; answers at once when there are too few accepted cases or a setting is wrong."""
+    request = _checked(model, params)
+    waiting = any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train"))
+    if waiting and not enqueue:
+        raise HTTPException(429, "Train Task is Already Running; stop it, or send enqueue=true")
+    return train.run_model(model, request, run_sync, enqueue)
+
+
+@router.post("/train/", tags=["Train"], deprecated=True)
+def start_all(
+    params: dict[str, Any] | None = None,
+    run_sync: bool = False,
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)),
+) -> Any:
+    """Start every trainer, one after the other, as OHIF asks; ``params`` holds settings by trainer."""
+    return train.run(
+        {name: _checked(name, (params or {}).get(name)) for name in app_instance()._trainers}, run_sync
+    )
+
+
+@router.post("/activelearning/{strategy}", tags=["ActiveLearning"])
+def next_sample(
+    strategy: str,
+    params: dict[str, Any] | None = None,
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)),
+) -> Any:
+    """The next case by a strategy; {} when none is left."""
+    given = {key: value for key, value in (params or {}).items() if key != "strategy"}
+    return activelearning.sample(strategy, given, user.username)
+
+
+def _checked(model: str, params: object) -> dict[str, Any]:
+    """The settings that this trainer has, checked; what else the body holds never reaches the process."""
+    if params is not None and not isinstance(params, Mapping):
+        raise InputError(model, params, "send a JSON object with the trainer's settings")
+    instance = app_instance()
+    trainer = instance._trainers[model]
+    request = {key: value for key, value in (params or {}).items() if key in trainer.config()}
+    trainer.check(request)
+    trainer.precheck(instance.datastore())
+    return request
