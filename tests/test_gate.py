@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -73,28 +74,40 @@ def test_published_candidate_replaces_and_the_history_is_bounded(publisher):
     }
 
 
-def test_rollback_serves_the_previous_weights_again(publisher):
-    publish(publisher, A, score(0.5))
-    publish(publisher, B, score(0.6), score(0.5))
-    publisher.rollback()
-    assert publisher.served.read_bytes() == A
-    assert publisher.rounds()[-1]["decision"] == "rolled back"
-    with pytest.raises(FileNotFoundError, match="history"):
-        publisher.rollback()
+def in_force(publisher):
+    """The number of the line whose candidate is served."""
+    served = sha256_of(publisher.served)
+    return [n for n, line in enumerate(publisher.rounds()) if line["candidate_sha256"] == served][-1]
 
 
-def test_served_file_is_never_seen_half_written(publisher, monkeypatch):
-    """A crash at the moment of replacement leaves the old file whole and in service."""
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_crash_at_the_swap_leaves_a_whole_file_and_its_record(publisher, monkeypatch, swapped):
+    """Before the rename the old file is in service, after it the new one; either has its line."""
     publish(publisher, A, score(0.5))
-    from pathlib import Path
+    replace = Path.replace
 
     def crash(self, target):
-        raise OSError("power cut")
+        if Path(target) == publisher.served:
+            if swapped:
+                replace(self, target)
+            raise OSError("power cut")
+        return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", crash)
     with pytest.raises(OSError, match="power cut"):
         publish(publisher, B, score(0.6), score(0.5))
-    assert publisher.served.read_bytes() == A
+    assert publisher.served.read_bytes() == (B if swapped else A)
+    assert len(publisher.rounds()) == 2
+    assert in_force(publisher) == int(swapped)
+
+
+def test_a_line_is_in_force_again_when_its_weights_are_copied_back(publisher):
+    publish(publisher, A, score(0.5))
+    publish(publisher, B, score(0.6), score(0.5))
+    assert in_force(publisher) == 1
+    (kept,) = publisher.history.iterdir()
+    publisher.served.write_bytes(kept.read_bytes())
+    assert in_force(publisher) == 0
 
 
 def test_a_line_cut_short_by_a_crash_spoils_neither_older_nor_newer_ones(publisher):

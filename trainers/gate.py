@@ -1,7 +1,9 @@
 """The publish gate: new weights are served only where they beat the served ones on the same held-out cases.
 
-Every decision is a line in a ledger; replaced weights stay in a history folder, so that a publication can be
-taken back.
+Every decision is a line in a ledger, written before it is carried out: nothing is served without a record. The
+line in force is the last one whose ``candidate_sha256`` is that of the served file; a crash between the line
+and the swap leaves a line that is not in force. Replaced weights stay in a history folder; copying one of
+them over the served file takes a publication back.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam_infer.files import copy_atomic, sync, write_atomic
+from sam_infer.files import copy_atomic, sync
 from trainers.evaluate import Score
 
 #: Replaced weights that are kept.
@@ -99,7 +101,7 @@ class Publisher:
         champion_score: Score | None,
         record: Mapping[str, Any],
     ) -> Decision:
-        """Decide, replace the served file where the candidate is better, and write the ledger.
+        """Decide, write the ledger, and replace the served file where the candidate is better.
 
         Args:
             candidate: The candidate's weights file, on the same file system; gone afterwards.
@@ -117,36 +119,12 @@ class Publisher:
             "candidate_sha256": sha256_of(candidate),
             "champion_sha256": sha256_of(self.served),
         }
+        self._append(line)
         if decision.publish:
             self._replace(candidate)
         else:
             candidate.unlink()
-        self._append(line)
         return decision
-
-    def rollback(self) -> Path:
-        """Serve the most recently replaced weights again.
-
-        Returns:
-            The file of the history that is now in service (and no longer in the history).
-
-        Raises:
-            FileNotFoundError: When there is no history.
-        """
-        kept = self._kept()
-        if not kept:
-            raise FileNotFoundError(
-                f"history = {str(self.history)!r}: holds no replaced weights to go back to"
-            )
-        line = {
-            "decision": "rolled back",
-            "champion_sha256": sha256_of(self.served),
-            "candidate_sha256": sha256_of(kept[-1]),
-        }
-        write_atomic(self.served, kept[-1].read_bytes())
-        kept[-1].unlink()
-        self._append(line)
-        return kept[-1]
 
     def rounds(self) -> list[dict[str, Any]]:
         """All lines of the ledger; a line that a crash cut short is left out."""
@@ -168,11 +146,8 @@ class Publisher:
         sync(candidate)
         candidate.replace(self.served)
         sync(self.served.parent)
-        for old in self._kept()[: -self.keep]:
+        for old in sorted(self.history.glob(f"[0-9]*{self.served.suffix}"))[: -self.keep]:
             old.unlink(missing_ok=True)
-
-    def _kept(self) -> list[Path]:
-        return sorted(self.history.glob(f"[0-9]*{self.served.suffix}"))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self.ledger.parent.mkdir(parents=True, exist_ok=True)

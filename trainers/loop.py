@@ -1,7 +1,7 @@
 """The one training loop: every trainer brings a step that returns a loss, the loop does the rest.
 
 AdamW, linear warm-up and cosine decay, an exponential moving average of the weights (what is kept in the
-end), a budget in iterations and minutes, progress, and stopping on request. With the same seed, data and
+end), a budget in iterations and minutes, and progress. With the same seed, data and
 number of threads a run on the CPU gives the same weights, as long as the time budget does not shorten it.
 """
 
@@ -66,14 +66,12 @@ class State:
 
     Args:
         network: Being trained.
-        average: Its moving average (a mean teacher), in evaluation mode; the network itself without EMA.
         generator: On the CPU; the only source of randomness.
         iteration: From 0.
         progress: Share of the budget that is spent, 0..1.
     """
 
     network: nn.Module
-    average: nn.Module
     generator: torch.Generator
     iteration: int = 0
     progress: float = 0.0
@@ -88,14 +86,12 @@ class Progress:
         epochs: In total.
         loss: Mean loss of the epoch.
         seconds: Since the start.
-        network: What would be kept if the run ended now, in evaluation mode.
     """
 
     epoch: int
     epochs: int
     loss: float
     seconds: float
-    network: nn.Module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +103,7 @@ class Run:
         iterations: Steps done.
         seconds: Wall time.
         losses: Mean loss of each epoch.
-        stopped: "" or why it ended early.
+        stopped: "" or "time is up".
     """
 
     network: nn.Module
@@ -126,7 +122,6 @@ def train(
     settings: Settings,
     *,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Train a network.
 
@@ -135,7 +130,6 @@ def train(
         step: Draws a batch with ``state.generator`` and returns the loss, a scalar.
         settings: How.
         on_epoch: Called `Settings.epochs` times.
-        should_stop: Asked before every step.
 
     Returns:
         The record; its network is the moving average where there is one.
@@ -145,7 +139,7 @@ def train(
     """
     network = network.to(settings.device).train()
     average = copy.deepcopy(network).eval().requires_grad_(False) if settings.ema else network
-    state = State(network=network, average=average, generator=torch.Generator().manual_seed(settings.seed))
+    state = State(network=network, generator=torch.Generator().manual_seed(settings.seed))
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -156,8 +150,8 @@ def train(
         state.progress = state.iteration / settings.iterations
         if elapsed > TRUST * settings.max_seconds:
             state.progress = max(state.progress, elapsed / settings.max_seconds)
-        if state.progress >= 1.0 or should_stop():
-            stopped = "time is up" if state.progress >= 1.0 else "stopped on request"
+        if state.progress >= 1.0:
+            stopped = "time is up"
             break
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * rate(state.progress, warmup=settings.warmup)
@@ -179,13 +173,7 @@ def train(
             losses.append(float(np.mean(pending)))
             pending = []
             seconds = time.monotonic() - start
-            average.eval()
-            on_epoch(
-                Progress(
-                    epoch=epoch, epochs=settings.epochs, loss=losses[-1], seconds=seconds, network=average
-                )
-            )
-            network.train()
+            on_epoch(Progress(epoch=epoch, epochs=settings.epochs, loss=losses[-1], seconds=seconds))
     return Run(
         network=average.eval(),
         iterations=state.iteration,

@@ -2,7 +2,7 @@
 
 One file holds everything that serving needs: the weights as safetensors and, in the header, the labels, the
 model's resolution and what it was trained on. Slices are resized so that their longest side has ``size``
-pixels and padded to a square; probabilities are resized back, so callers see native resolution only.
+pixels and padded to a square; logits are resized back, so callers see native resolution only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sam_infer.volumes import Image, empty_labelmap
 FORMAT = "samloop-unet/1"
 CHANNELS = (16, 32, 64, 128, 128)
 SIZE = 128
-#: Slices per forward pass: bounds memory, 8 slices of 512 x 512 with 5 labels are 50 MB of probabilities.
+#: Slices per forward pass: bounds memory, 8 slices of 512 x 512 with 5 labels are 50 MB of logits.
 BATCH = 8
 #: A pixel counts for a case's confidence where background has less than this probability.
 SUSPECT_BELOW = 0.95
@@ -157,24 +157,6 @@ class UnetModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
-
-    def predict(self, slices: FloatArray) -> FloatArray:
-        """Probabilities at native resolution.
-
-        Args:
-            slices: (n, H, W) float32, windowed to 0..1.
-
-        Returns:
-            (n, L + 1, H, W) float32; channel 0 is background, then the labels in order.
-        """
-        parts = [
-            torch.softmax(from_square(self._logits(slices[i : i + BATCH]), *slices.shape[1:]), dim=1).cpu()
-            for i in range(0, len(slices), BATCH)
-        ]
-        if not parts:
-            return np.zeros((0, len(self.labels) + 1, *slices.shape[1:]), np.float32)
-        out: FloatArray = torch.cat(parts).numpy()
-        return out
 
     def predict_volume(self, image: Image, window: Window) -> Prediction:
         """Label a whole image, slice by slice.
