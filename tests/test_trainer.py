@@ -1,12 +1,16 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from apps.samloop.project import load_project
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 from sam_infer.networks.unet import UnetModel, build_unet, load_unet
@@ -231,7 +235,66 @@ def test_a_worse_round_leaves_the_served_weights(rounds):
     assert task.path.read_bytes() == served
     assert second["champion_dice"] == first["candidate_dice"] == second["best_metric"]
     assert [line["decision"] for line in task.publisher.rounds()] == ["published", "refused"]
-    assert second["round"] == 2 and not (task.model_dir / "unet-candidate.safetensors").exists()
+    assert (second["round"], second["epoch"], second["total_epochs"]) == (2, 1, 1)
+    assert not (task.model_dir / "unet-candidate.safetensors").exists()
+
+
+def test_a_second_training_at_the_same_time_is_refused(rounds, accepted):
+    task, _, _, _ = rounds
+    found = []
+
+    def second():
+        with pytest.raises(InputError, match="a training of unet is running") as error:
+            task({**QUICK}, accepted)
+        found.append(error.value.status)
+
+    with task.rounds.one():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert found == [409] and len(task.publisher.rounds()) == 2
+
+
+def test_a_running_round_is_told_over_the_last_outcome(rounds):
+    task, _, _, second = rounds
+    with task.rounds.one():
+        task.rounds.tell({"running": 3, "epoch": 4, "total_epochs": 20})
+        during = task.stats()
+    assert during == {k: v for k, v in {**second, **during}.items() if k != "total_time"}
+    assert (during["running"], during["epoch"], during["round"]) == (3, 4, 2) and during["champion_dice"]
+    assert task.stats() == second
+
+
+def test_a_killed_training_leaves_the_last_outcome(rounds):
+    task, _, _, second = rounds
+    code = (
+        "import sys, time, pathlib, trainers.rounds\n"
+        "rounds = trainers.rounds.Rounds(pathlib.Path(sys.argv[1]), 'unet')\n"
+        "with rounds.one():\n"
+        "    rounds.tell({'running': 3, 'epoch': 1, 'total_epochs': 20})\n"
+        "    print('told', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    argv = [sys.executable, "-c", code, str(task.model_dir)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
+        assert process.stdout.readline() == b"told\n"
+        assert task.stats()["running"] == 3
+        process.kill()
+    assert task.rounds.progress_path.exists()
+    assert task.stats() == second
+    assert not task.rounds.progress_path.exists()
+
+
+def test_a_failed_training_leaves_the_last_outcome(rounds, accepted, monkeypatch):
+    task, _, _, second = rounds
+
+    def fail(*args, **kwargs):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("trainers.unet.train", fail)
+    with pytest.raises(FloatingPointError):
+        task({**QUICK}, accepted)
+    assert task.stats() == second
 
 
 def test_statistics_are_read_once_per_change(rounds, monkeypatch):
@@ -281,11 +344,42 @@ def test_too_few_labels_tell_what_is_missing_and_what_to_accept(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("iterations", 0), ("learning_rate", "fast"), ("seed", 1.5), ("device", "cuda:7"), ("warm_start", 3)],
+    [
+        ("iterations", 0),
+        ("iterations", "abc"),
+        ("max_minutes", None),
+        ("learning_rate", "fast"),
+        ("learning_rate", -3),
+        ("batch_size", 0),
+        ("batch_size", [8, 16]),
+        ("seed", 1.5),
+        ("device", "cuda:7"),
+        ("device", ["tpu", "cpu"]),
+        ("warm_start", 3),
+    ],
 )
 def test_bad_settings_are_named(accepted, tmp_path, name, value):
-    with pytest.raises(InputError, match=f"^{name} = "):
-        trainer(tmp_path)({name: value}, accepted)
+    task = trainer(tmp_path)
+    for call in (lambda: task.check({name: value}), lambda: task({name: value}, accepted)):
+        with pytest.raises(InputError, match=f"^{name} = ") as error:
+            call()
+        assert error.value.status == 400
+
+
+def test_what_viewers_send_is_accepted(tmp_path):
+    task = trainer(tmp_path)
+    task.check({})
+    task.check(task.config())
+    sent = {"iterations": "30", "learning_rate": "0.01", "device": "cpu", "warm_start": "False"}
+    task.check({**sent, "model": "unet", "client_id": "user", "max_epochs": 50, "gpus": "all"})
+
+
+def test_the_weights_record_their_window(accepted, tmp_path):
+    window = load_project().window
+    assert window == {"ct": {"level": 40.0, "width": 400.0}, "other": None}
+    task = trainer(tmp_path, window=window)
+    task({**QUICK}, accepted)
+    assert load_unet(task.path).window == window
 
 
 def test_config_lists_the_cpu_and_holds_plain_values(tmp_path):

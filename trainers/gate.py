@@ -1,9 +1,9 @@
 """The publish gate: new weights are served only where they beat the served ones on the same held-out cases.
 
-Every decision is a line in a ledger, written before it is carried out: nothing is served without a record. The
-line in force is the last one whose ``candidate_sha256`` is that of the served file; a crash between the line
-and the swap leaves a line that is not in force. Replaced weights stay in a history folder; copying one of
-them over the served file takes a publication back.
+Every decision is a line in a ledger, written before it is carried out: nothing is served without a record.
+The line in force is the last one whose ``candidate_sha256`` is that of the served file; a crash between the
+line and the swap leaves a line that is not in force. Replaced weights stay in a history folder; copying one
+of them over the served file takes a publication back.
 """
 
 from __future__ import annotations

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from typing import Any
 from monailabel.interfaces.tasks.train import TrainTask
 
 from sam_infer.errors import InputError
-from sam_infer.files import write_atomic
 from sam_infer.networks.unet import (
     CHANNELS,
     SIZE,
@@ -34,6 +31,7 @@ from trainers.evaluate import Score, evaluate
 from trainers.gate import Publisher
 from trainers.loop import Progress, Run, Settings, supervised_step, train
 from trainers.options import devices, first, flag, number
+from trainers.rounds import Rounds
 from trainers.split import is_held_out
 
 logger = logging.getLogger(__name__)
@@ -53,6 +51,21 @@ class Parts:
     held_out: list[Case]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a request asks for.
+
+    Args:
+        settings: Of the loop.
+        batch: Slices per step.
+        warm: Whether to start from the served weights, where they fit.
+    """
+
+    settings: Settings
+    batch: int
+    warm: bool
+
+
 class UnetTrainer(TrainTask):
     """Trains the U-Net on what was accepted and publishes it where it got better.
 
@@ -60,7 +73,7 @@ class UnetTrainer(TrainTask):
         model_dir: Where the served weights, the ledger, the history, the statistics and prepared slices lie.
         labels: Label name to value in the label maps, 1..254, gaps allowed.
         window_for: The window of an image for a request; the one that serving uses.
-        window: The same policy in words and numbers, for the weights' record.
+        window: The same policy in words and numbers, for the weights' record (`Project.window`).
         read: How an image file is read.
         size: Longest side in pixels of what the network sees; a multiple of 16.
         held_out: Share of the cases (or groups) that is never trained on.
@@ -92,7 +105,7 @@ class UnetTrainer(TrainTask):
         self.model_dir = Path(model_dir)
         self.labels = dict(labels)
         self.publisher = Publisher(served=self.model_dir / "unet.safetensors")
-        self.stats_path = self.model_dir / "unet-stats.json"
+        self.rounds = Rounds(self.model_dir, "unet")
         self._window_for = window_for
         self._window = dict(window or {})
         self._read = read
@@ -103,8 +116,6 @@ class UnetTrainer(TrainTask):
         self._augmentation = augmentation or Augmentation()
         self._iterations = iterations
         self._threads = threads or max(1, (os.cpu_count() or 2) // 2)
-        self._stats: tuple[tuple[int, int], dict[str, Any]] | None = None
-        self._lock = threading.Lock()
 
     @property
     def path(self) -> Path:
@@ -124,16 +135,12 @@ class UnetTrainer(TrainTask):
         }
 
     def stats(self) -> dict[str, Any]:
-        """What the last round did or the current one is doing; read anew only when its file changed."""
-        try:
-            stat = self.stats_path.stat()
-        except FileNotFoundError:
-            return {}
-        key = (stat.st_mtime_ns, stat.st_size)
-        with self._lock:
-            if self._stats is None or self._stats[0] != key:
-                self._stats = (key, json.loads(self.stats_path.read_bytes()))
-            return dict(self._stats[1])
+        """The outcome of the last finished round, kept until the next one is there.
+
+        While a round runs, ``running`` is its number and ``epoch``, ``total_epochs`` and ``loss`` are its
+        own; everything else, ``round`` and ``published`` for instance, is still of the finished one.
+        """
+        return self.rounds.stats()
 
     def split(self, datastore: Datastore) -> Parts:
         """The accepted cases, divided into those trained on and those held out."""
@@ -167,6 +174,14 @@ class UnetTrainer(TrainTask):
                 status=409,
             )
 
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Whether the settings of a request can be used; keys that are not in `config` are ignored.
+
+        Raises:
+            InputError: With the first setting that cannot.
+        """
+        self._plan(request)
+
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, judge, publish or refuse.
 
@@ -178,45 +193,39 @@ class UnetTrainer(TrainTask):
             The statistics of the round, see `stats`.
 
         Raises:
-            InputError: When a setting is wrong, or there is too little to train on.
+            InputError: When a setting is wrong, there is too little to train on, or a training runs already.
         """
         import torch
 
-        settings = self._settings(request)
-        batch = number(request, "batch_size", 8, low=1, high=64, whole=True)
+        plan = self._plan(request)
         self.precheck(datastore)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
-            return self._round(settings, int(batch), flag(request, "warm_start", True), self.split(datastore))
-        finally:
-            torch.set_num_threads(threads)
+        with self.rounds.one():
+            threads = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+            try:
+                return self._round(plan, self.split(datastore))
+            finally:
+                torch.set_num_threads(threads)
 
-    def _round(self, settings: Settings, batch: int, warm: bool, parts: Parts) -> dict[str, Any]:
-        began = time.monotonic()
-        index = 1 + sum(line["decision"] != "rolled back" for line in self.publisher.rounds())
-        progress: dict[str, Any] = {
-            "round": index,
-            "epoch": 0,
-            "total_epochs": settings.epochs,
-            "training_cases": len(parts.training),
-            "held_out": len(parts.held_out),
-            "best_metric": self.stats().get("best_metric", 0.0),
-        }
-        self._say(progress, f"round {index}: {len(parts.training)} training cases, reading")
+    def _round(self, plan: Plan, parts: Parts) -> dict[str, Any]:
+        began, settings = time.monotonic(), plan.settings
+        index = 1 + len(self.publisher.rounds())
+        progress = {"running": index, "epoch": 0, "total_epochs": settings.epochs, "loss": None}
+        self.rounds.tell(progress)
+        logger.info("round %d: %d training cases, reading", index, len(parts.training))
         slices = self._slices().load_all(parts.training)
         champion = self._champion(settings.device)
-        warm = warm and champion is not None and champion.channels == CHANNELS
+        warm = plan.warm and champion is not None and champion.channels == CHANNELS
         network = self._network(champion if warm else None, settings.seed)
         told = [0.0]
 
         def on_epoch(now: Progress) -> None:
             if now.seconds - told[0] >= PROGRESS_SECONDS or now.epoch == now.epochs:
                 told[0] = now.seconds
-                text = f"epoch {now.epoch}/{now.epochs} loss {now.loss:.3f} ({now.seconds:.0f} s)"
-                self._say({**progress, "epoch": now.epoch, "loss": round(now.loss, 4)}, text)
+                self.rounds.tell({**progress, "epoch": now.epoch, "loss": round(now.loss, 4)})
+                logger.info("epoch %d/%d loss %.3f (%.0f s)", now.epoch, now.epochs, now.loss, now.seconds)
 
-        step = supervised_step(slices, classes=len(self.labels), batch=batch, augment=self._augmentation)
+        step = supervised_step(slices, classes=len(self.labels), batch=plan.batch, augment=self._augmentation)
         run = train(network, step, settings, on_epoch=on_epoch)
         training = {
             "round": index,
@@ -230,17 +239,16 @@ class UnetTrainer(TrainTask):
         candidate = UnetModel(
             network=run.network, labels=self.labels, size=self._size, window=self._window, training=training
         )
-        return self._judge(candidate, champion, parts, run, {**progress, **training}, began)
+        stats = {**training, "total_epochs": settings.epochs, **self._judge(candidate, champion, parts, run)}
+        stats["total_time"] = str(datetime.timedelta(seconds=round(time.monotonic() - began)))
+        self.rounds.finish(stats)
+        logger.info("round %d: %s; %s", index, stats["reason"], stats["total_time"])
+        return stats
 
     def _judge(
-        self,
-        candidate: UnetModel,
-        champion: UnetModel | None,
-        parts: Parts,
-        run: Run,
-        figures: dict[str, Any],
-        began: float,
+        self, candidate: UnetModel, champion: UnetModel | None, parts: Parts, run: Run
     ) -> dict[str, Any]:
+        """Publish or refuse; the outcome's figures."""
         logger.info("judging on %d held-out cases", len(parts.held_out))
         new = self._score(candidate, parts)
         old = self._score(champion, parts) if champion else None
@@ -255,20 +263,17 @@ class UnetTrainer(TrainTask):
         }
         decision = self.publisher.publish(path, candidate_score=new, champion_score=old, record=record)
         served = new if decision.publish or old is None else old
-        stats = {
-            **figures,
+        return {
             "epoch": len(run.losses),
             "loss": round(run.losses[-1], 4) if run.losses else None,
+            "stopped": run.stopped,
             "published": decision.publish,
             "reason": decision.reason,
             "candidate_dice": new.record()["dice"],
             "champion_dice": old.record()["dice"] if old else None,
             "per_label": new.record()["per_label"],
             "best_metric": 0.0 if math.isnan(served.dice) else round(served.dice, 4),
-            "total_time": str(datetime.timedelta(seconds=round(time.monotonic() - began))),
         }
-        self._say(stats, f"round {stats['round']}: {decision.reason}; {stats['total_time']}")
-        return stats
 
     def _score(self, model: UnetModel, parts: Parts) -> Score:
         return evaluate(model, parts.held_out, window_for=self._window_for, read=self._read)
@@ -307,17 +312,24 @@ class UnetTrainer(TrainTask):
             read=self._read,
         )
 
-    def _settings(self, request: Mapping[str, Any]) -> Settings:
+    def _plan(self, request: Mapping[str, Any]) -> Plan:
         config = self.config()
         device = str(first(request.get("device", config["device"])))
         if device not in config["device"]:
             raise InputError("device", device, f"this machine has {', '.join(config['device'])}")
-        return Settings(
-            iterations=int(number(request, "iterations", config["iterations"], low=1, high=1e6, whole=True)),
+        iterations = int(number(request, "iterations", config["iterations"], low=1, high=1e6, whole=True))
+        settings = Settings(
+            iterations=iterations,
             max_seconds=60 * number(request, "max_minutes", config["max_minutes"], low=0.001, high=1e5),
             learning_rate=number(request, "learning_rate", config["learning_rate"], low=1e-7, high=1.0),
             seed=int(number(request, "seed", config["seed"], low=0, high=2**31, whole=True)),
             device=device,
+            epochs=min(Settings.epochs, iterations),
+        )
+        return Plan(
+            settings=settings,
+            batch=int(number(request, "batch_size", config["batch_size"], low=1, high=64, whole=True)),
+            warm=flag(request, "warm_start", config["warm_start"]),
         )
 
     def _is_held_out(self, case_id: str) -> bool:
@@ -327,7 +339,3 @@ class UnetTrainer(TrainTask):
         """Names of up to 3 open cases that would fall into the part in need."""
         names = sorted(n for n in datastore.get_unlabeled_images() if self._is_held_out(n) == held)
         return f" (for instance {', '.join(names[:3])})" if names else ""
-
-    def _say(self, stats: Mapping[str, Any], text: str) -> None:
-        write_atomic(self.stats_path, json.dumps(stats).encode())
-        logger.info(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ class Project:
     volumes_mb: int
     embeddings_mb: int
     infer_workers: int
+
+    @property
+    def window(self) -> dict[str, dict[str, float] | None]:
+        """The window policy in words and numbers, as a project file has it."""
+        return {
+            "ct": asdict(self.ct) if self.ct else None,
+            "other": asdict(self.other) if self.other else None,
+        }
 
 
 def load_project(path: Path | None = None) -> Project:
