@@ -39,6 +39,8 @@ class Oracle:
         self.spoil = set()  # numbers of click requests that are answered with a useless mask
         self.needed = 1
         self.pending = 0
+        self.ends = "DONE"  # how trainings end; one that is not done leaves the statistics as they were
+        self.rounds = 0
 
     def add_picture(self, name, labelmap):
         """``labelmap`` is (rows, columns)."""
@@ -107,13 +109,18 @@ class Oracle:
 
         @app.get("/info/")
         def info():
-            stats = {"published": state.trained, "candidate_dice": 0.8, "champion_dice": None}
+            stats = {
+                "round": self.rounds,
+                "published": state.trained,
+                "candidate_dice": 0.8,
+                "champion_dice": None,
+            }
             return {
                 "labels": LABELS,
                 "models": {"unet": {}, "sam_click_2d": {}, "sam_click_3d": {}},
                 "trainers": {"unet": {}},
                 "strategies": {"random": {}, "first": {}},
-                "train_stats": {"unet": stats if state.trainings else {}},
+                "train_stats": {"unet": stats if self.rounds else {}},
                 "datastore": {"total": len(state.order), "completed": len(state.saved)},
             }
 
@@ -170,8 +177,12 @@ class Oracle:
         @app.get("/train/")
         def status():
             self.pending -= 1
-            state.trained = state.trained or self.pending <= 0
-            return {"id": "1", "status": "RUNNING" if self.pending > 0 else "DONE", "details": []}
+            if self.pending > 0:
+                return {"id": "1", "status": "RUNNING", "details": []}
+            if self.ends == "DONE":
+                self.rounds += 1
+                state.trained = True
+            return {"id": "1", "status": self.ends, "details": ["the last line"]}
 
         return app
 
@@ -350,6 +361,28 @@ def test_too_few_labels_do_not_stop_it(oracle):
     assert done["rounds"][0]["training"]["status"] == "NOT TRAINED"
     assert "too few" in done["rounds"][0]["training"]["reason"]
     assert done["rounds"][1]["training"]["status"] == "DONE"
+
+
+@pytest.mark.parametrize("ends", ["STOPPED", "ERROR"])
+def test_a_training_that_is_not_done_does_not_get_the_figures_of_an_older_one(oracle, ends):
+    for name in "abc":
+        oracle.add_picture(name, picture())
+    oracle.rounds, oracle.ends = 4, ends
+    training = play(oracle, retrain_every=1, max_cases=1)["rounds"][0]["training"]
+    assert training["status"] == ends and training["reason"] == f"{ends}: the last line"
+    assert not {"published", "candidate_dice", "champion_dice", "stats"} & set(training)
+    oracle.ends = "DONE"
+    training = play(oracle, retrain_every=1, max_cases=1)["rounds"][0]["training"]
+    assert training["stats"]["round"] == 5 and training["published"] is True
+    assert "reason" not in training
+
+
+def test_a_training_without_an_outcome_has_no_figures(oracle, monkeypatch):
+    oracle.add_picture("a", picture())
+    oracle.rounds = 4
+    monkeypatch.setattr(Client, "train_status", lambda self: {"status": "DONE"})
+    training = play(oracle, retrain_every=1)["rounds"][0]["training"]
+    assert "no outcome" in training["reason"] and "published" not in training
 
 
 def test_cases_without_truth_are_skipped_and_listed(oracle):

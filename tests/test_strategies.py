@@ -1,3 +1,4 @@
+import json
 import time
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_random_repeats_with_a_seed_and_reaches_every_open_case(store):
 def test_uncertainty_picks_the_ambiguous_case(store, model):
     answer = uncertainty(model)({}, store)
     assert answer["id"] == "vague" and answer["strategy_used"] == "uncertainty" and answer["scored"] == 3
+    assert answer["reason"] == "least confident of 3 drawn from 3 open cases"
 
 
 def test_uncertainty_says_when_it_falls_back(store):
@@ -95,11 +97,46 @@ def test_scores_are_reused_until_the_model_or_the_file_changes(store, model):
 
 
 def test_only_so_many_cases_are_scored_and_unreadable_ones_are_told(store, model):
-    assert uncertainty(model, candidates=2)({}, store)["scored"] == 2
+    few = uncertainty(model, candidates=2)
+    assert few({}, store)["scored"] == 2 and "up to 2 drawn at random" in few.info()["description"]
+    assert few({}, store)["reason"] == "least confident of 2 drawn from 3 open cases"
     assert uncertainty(model, seconds=0.0)({}, store)["scored"] == 1
     (store.root / "images" / "vague.png").write_bytes(b"broken")
     answer = uncertainty(model)({}, store)
     assert answer["id"] == "fair" and answer["unreadable"] == ["vague"]
+
+
+ODD = [
+    5,
+    "x",
+    [1],
+    None,
+    {"first": 5},
+    {"first": {"ts": "soon"}},
+    {"first": {"ts": None}},
+    {"first": {"ts": {}}},
+]
+
+
+@pytest.mark.parametrize("strategy", [*ODD, {"first": {"ts": 10**400}}, {"first": {"ts": float("nan")}}])
+def test_any_info_of_an_image_is_borne(store, strategy):
+    info = store.info["clear"] = {"strategy": strategy}
+    store.update_image_info = lambda name, new: store.info[name].update(new)
+    assert First()({"client_id": "ann"}, store)["id"] == "clear"
+    assert isinstance(info["strategy"], dict)
+
+
+@pytest.mark.parametrize("strategy", ODD)
+def test_the_server_answers_whatever_the_info_of_an_image_is(served, strategy):
+    client, _, _ = served
+    ids = client.get("/datastore/?output=all").json()["objects"]
+    for name in ids:
+        info = {"strategy": strategy}
+        assert client.put(f"/datastore/image/info?image={name}", data={"info": json.dumps(info)}).is_success
+    for name in ("first", "random", "uncertainty"):
+        reply = client.post(f"/activelearning/{name}", json={})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["id"] in ids
 
 
 def test_a_case_that_another_client_just_got_comes_last(store):

@@ -154,8 +154,13 @@ class Simulation:
         return None
 
     def _retrain(self) -> dict[str, Any]:
-        """Start a training, wait for its end, and record what the server says about it."""
+        """Start a training, wait for its end, and record what the server says about it.
+
+        The figures are taken from the server's statistics only where the training is done and they are of a
+        round that was not there before.
+        """
         settings = self.settings
+        before = self._stats(self.client.info()).get("round")
         begin = time.perf_counter()
         record: dict[str, Any] = {"trainer": settings.trainer, "status": "NOT TRAINED"}
         try:
@@ -176,18 +181,20 @@ class Simulation:
             task = self.client.train_status()
         info = self.client.info()
         self.models = info.get("models", {})
-        stats = (info.get("train_stats") or {}).get(settings.trainer) or {}
-        record.update(
-            status=task["status"],
-            seconds=round(time.perf_counter() - begin, 1),
-            published=stats.get("published"),
-            candidate_dice=stats.get("candidate_dice"),
-            champion_dice=stats.get("champion_dice"),
-            stats=stats,
-        )
+        record.update(status=task["status"], seconds=round(time.perf_counter() - begin, 1))
+        stats = self._stats(info)
         if task["status"] != "DONE":
             record["reason"] = f"{task['status']}: {' | '.join(list(task.get('details') or [])[-3:])}"
+        elif stats.get("round") == before:
+            record["reason"] = f"the server has no outcome of it; its last round is {before}"
+        else:
+            figures = {name: stats.get(name) for name in ("published", "candidate_dice", "champion_dice")}
+            record.update(figures, stats=stats)
         return record
+
+    def _stats(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """What the server says about the trainer's last finished round; empty where there is none."""
+        return dict((info.get("train_stats") or {}).get(self.settings.trainer) or {})
 
     def _prepare(self, info: dict[str, Any]) -> CaseWork:
         """Refuse names that the server does not know, before anything is stored."""

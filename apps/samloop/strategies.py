@@ -37,7 +37,13 @@ class _Open(Strategy):
         """
         ids = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
         free = [i for i in ids if not _reserved(datastore.get_image_info(i), request.get("client_id"))]
-        return self._choose(free or ids, request, datastore) if ids else {}
+        if not ids:
+            return {}
+        chosen = self._choose(free or ids, request, datastore)
+        if not isinstance(datastore.get_image_info(chosen["id"]).get("strategy", {}), dict):
+            # A client's own; MONAI Label notes there who got the case, and needs a mapping.
+            datastore.update_image_info(chosen["id"], {"strategy": {}})
+        return chosen
 
     @abstractmethod
     def _choose(self, ids: Sequence[str], request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
@@ -88,7 +94,10 @@ class Uncertainty(_Open):
         candidates: int = 30,
         seconds: float = 5.0,
     ) -> None:
-        super().__init__("Open case that the U-Net is least confident about")
+        super().__init__(
+            f"Open case that the U-Net is least confident about, of up to {candidates} drawn at random "
+            f"and looked at within {seconds:g} s"
+        )
         self._model = model
         self._window_for = window_for
         self._read = read
@@ -116,6 +125,7 @@ class Uncertainty(_Open):
         return {
             "id": chosen,
             "strategy_used": "uncertainty",
+            "reason": f"least confident of {len(scores)} drawn from {len(ids)} open cases",
             "confidence": round(scores[chosen], 4),
             "scored": len(scores),
             "unreadable": unreadable,
@@ -156,9 +166,17 @@ def _seed(request: Mapping[str, Any]) -> int | None:
 
 
 def _reserved(info: Mapping[str, Any], client: object) -> bool:
-    """Whether another client was given this case a short time ago."""
-    given = [entry for entry in (info.get("strategy") or {}).values() if isinstance(entry, Mapping)]
-    return any(
-        entry.get("client_id") != client and time.time() - float(entry.get("ts", 0)) < RESERVED_SECONDS
-        for entry in given
+    """Whether another client was given this case a short time ago.
+
+    Args:
+        info: Of the image; clients can store any JSON in it, so ``strategy`` may be anything.
+        client: Who asks.
+    """
+    given, now = info.get("strategy"), time.time()
+    return isinstance(given, Mapping) and any(
+        isinstance(entry, Mapping)
+        and entry.get("client_id") != client
+        and isinstance(entry.get("ts"), int | float)
+        and now - RESERVED_SECONDS < entry["ts"] < now + RESERVED_SECONDS
+        for entry in given.values()
     )
