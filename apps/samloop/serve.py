@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Start the server; returns when it has ended."""
-    remote = args.studies.startswith(("http://", "https://"))
+    remote = _remote(args.studies)
     studies = args.studies if remote else str(Path(args.studies).expanduser().resolve())
     if not remote:
         _prepare(Path(studies), samples=args.samples)
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
         if value
     }
     os.environ.update(settings_of(studies=studies, conf=conf, port=args.port))
-    root = str(Path(__file__).resolve().parents[2])
-    given = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{given}" if given else root
+    prepend("PYTHONPATH", Path(__file__).resolve().parents[2])
+    # MONAI Label downloads dcmqi's tools where it does not find them; they lie beside the interpreter.
+    prepend("PATH", Path(sys.executable).parent)
 
     import uvicorn
 
@@ -65,6 +66,16 @@ def run(args: argparse.Namespace) -> int:
     _greet(args.host, args.port, studies)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
     return 0
+
+
+def prepend(variable: str, folder: Path) -> None:
+    """Put a folder first in a search path of the environment, which child processes inherit."""
+    given = os.environ.get(variable)
+    os.environ[variable] = f"{folder}{os.pathsep}{given}" if given else str(folder)
+
+
+def _remote(studies: str) -> bool:
+    return studies.startswith(("http://", "https://"))
 
 
 def _prepare(studies: Path, *, samples: bool) -> None:
@@ -89,6 +100,9 @@ def settings_of(*, studies: str, conf: dict[str, str], port: int) -> dict[str, s
         "MONAI_LABEL_SERVER_PORT": str(port),
         "MONAI_LABEL_TRACKING_ENABLED": "false",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        # Seconds for which the list of a DICOMweb server's cases is kept; stock are two hours, in which an
+        # accepted case is offered again. One spares a request's own repeated questions and little else.
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1",
     }
 
 
@@ -101,14 +115,14 @@ def _greet(host: str, port: int, studies: str) -> None:
     labels = ", ".join(f"{index} {name}" for name, index in instance.project.labels.items())
     engine = instance.encoder.engine
     trained = instance.info()["train_stats"].get("unet", {}).get("best_metric")
+    ohif = f"\n  OHIF       {url}/ohif/" if _remote(studies) else ""
     print(
         f"""samloop serves {count} images from {studies}
   labels     {labels}
   engine     {engine.name} on {instance.project.device}, weights {engine.fingerprint[:12]}
   unet       {f"trained, Dice {trained:.3f} on held-out cases" if trained else "not trained yet"}
+  browser    {url}/{ohif}
   3D Slicer  module MONAI Label, server address {url}/
-  REST       {url}/docs
-  browser    {url}/ohif/ (with a DICOMweb server as --studies)
 Ctrl-C stops it.""",
         flush=True,
     )
