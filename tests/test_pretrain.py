@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -218,11 +218,16 @@ def test_calibration_finds_a_line_and_never_falls() -> None:
     assert fit(features, 1 - features[:, 0])[1] == pytest.approx(0.0, abs=1e-3)
 
 
+MEASURED_ON = (
+    "ct_abdomen_curvas", "ct_liver_ircad", "ct_totalseg_vessels", "ctmr_sts_mass", "cxr_lung_v7",
+    "mr_left_atrium_la2018", "mr_wholeheart_hvsmr2", "multi_medscribble", "us_breast_busi",
+    "xray_dental_ufba425",
+)  # fmt: skip
+
+
 @pytest.mark.real_data
-def test_real_objects_are_where_the_tables_say() -> None:
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder.name}")
+def test_real_objects_are_where_the_tables_say(real_set: Callable[[str], Path]) -> None:
+    (folder,) = {real_set(name).parent for name in MEASURED_ON}
     cases = list(benchmark_cases(folder, 2, 0)) + list(held_out_cases(folder, 1, 0))
     assert len({c.name for c in cases}) >= 12
     assert all(c.truth.any() and c.truth.shape == c.image.shape for c in cases)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from segment_anything import modeling as sa_modeling
 
 from sam_infer.engines.registry import create_engine
 from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 from sam_infer.types import Prompts
 
-sa_modeling = pytest.importorskip("segment_anything.modeling")
 SIDE = 256
 
 
