@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sam_infer.correct import correct_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
-from sam_infer.geometry import put_slice, slice_distance
+from sam_infer.geometry import Region, put_slice, slice_distance
 from sam_infer.intensity import Window
 from sam_infer.prompts.request import Clicks, choose_slice
 from sam_infer.propagate import StopRule, mask_logits, propagate
@@ -65,7 +65,7 @@ def click_slice(
     """
     k = choose_slice(clicks, image.shape)
     region = clicks.region
-    box = region.box if region is not None and (clicks.slice is None or k in region.slices) else None
+    box = region.box if region is not None and k in region.slices else None
     prompts = _on_slice(clicks, k, box)
     if prompts.is_empty:
         raise InputError(
@@ -111,6 +111,10 @@ def click_volume(
         window: The intensity window.
         mark: Called with a stage's name when the stage has ended, for latencies.
         rule: When propagation stops.
+
+    Raises:
+        InputError: When nothing says where the object is, or a foreground point lies on a slice outside a ROI
+            that bounds the object.
     """
     seeds = _seeds(image, clicks)
     cached = True
@@ -157,6 +161,7 @@ def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
         chosen |= {k for k in clicks.slices_with_points() if clicks.existing[:, :, k].any()}
     boxed: int | None = None
     if region is not None:
+        _check_bounds(clicks, region)
         inside = [k for k in sorted(chosen) if k in region.slices]
         middle = (region.low[2] + region.high[2]) // 2
         boxed = clicks.slice if clicks.slice is not None and clicks.slice in region.slices else middle
@@ -173,3 +178,15 @@ def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
         k: _on_slice(clicks, k, region.box if region is not None and k == boxed else None)
         for k in sorted(chosen)
     }
+
+
+def _check_bounds(clicks: Clicks, region: Region) -> None:
+    """Refuse a foreground point on a slice that a ROI of several slices leaves out."""
+    for point in clicks.foreground.tolist() if len(region.slices) > 1 else []:
+        if point[2] not in region.slices:
+            raise InputError(
+                "foreground",
+                point,
+                f"the point lies outside the roi's slices {region.low[2]} to {region.high[2]}, which bound "
+                "the object; move the point, or send a roi that holds it",
+            )

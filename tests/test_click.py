@@ -129,6 +129,20 @@ def test_a_box_of_several_slices_bounds_the_object(make, ct):
     assert set(params["propagation"].values()) == {"roi"}
 
 
+@pytest.mark.parametrize("k", [11, 17])
+def test_a_point_on_a_slice_outside_a_bounding_box_is_refused(make, ct, k):
+    with pytest.raises(InputError, match=rf"foreground = \[20, 15, {k}\].*roi's slices 12 to 16"):
+        ask(make(3), ct, roi=[10, 30, 5, 25, 12, 16], foreground=[[20, 15, 14], [20, 15, k]], **WINDOW)
+    ask(make(3), ct, roi=[10, 30, 5, 25, 12, 12], foreground=[[20, 15, k]], **WINDOW)
+
+
+def test_a_box_prompts_only_its_own_slices_in_2d(make, ct, engine):
+    ask(make(2), ct, roi=[10, 30, 5, 25, 12, 16], foreground=[[20, 15, 18]], **WINDOW)
+    assert {p.box for p in engine.decoded} == {None}
+    ask(make(2), ct, roi=[10, 30, 5, 25, 12, 16], foreground=[[20, 15, 13]], **WINDOW)
+    assert engine.decoded[-1].box == (10.0, 5.0, 30.0, 25.0)
+
+
 def test_two_clicked_slices_meet_in_the_middle(make, ct, engine):
     mask, params = ask(make(3), ct, foreground=[[20, 15, 10], [20, 15, 18]], **WINDOW)
     assert ((mask > 0) ^ BALL)[:, :, 10:19].sum() <= 0.01 * BALL[:, :, 10:19].sum()
