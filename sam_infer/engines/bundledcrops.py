@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_infer.engines.base import Embedding
+from sam_infer.geometry import tight_box
 from sam_infer.networks.cropwindow import Window, box_window, crop_grid, sample_image, to_crop, window_matrix
 from sam_infer.networks.promptchannels import SIZE, CropBatch
-from sam_infer.prompts.simulated import mask_box
 from sam_infer.types import Box, FloatArray, Prompts
 
 
@@ -26,7 +26,7 @@ def prompt_windows(prompt: Prompts, size: tuple[int, int]) -> list[Window]:
         for clicks without a box: squares of the whole, half and quarter image.
     """
     boxes: list[Box] = [] if prompt.box is None else [prompt.box]
-    shown = None if prompt.mask_logits is None else mask_box(prompt.mask_logits > 0)
+    shown = None if prompt.mask_logits is None else tight_box(prompt.mask_logits > 0)
     if shown is not None:
         boxes.append(shown)
     windows = []

@@ -8,25 +8,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from sam_infer.geometry import tight_box as mask_box
 from sam_infer.types import BoolArray, Box
 
 _EIGHT = np.ones((3, 3), bool)
-
-
-def mask_box(mask: BoolArray) -> Box | None:
-    """The tight box of a mask.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        (x0, y0, x1, y1) in slice pixels, the outermost pixel centres included; None where the mask is
-        empty.
-    """
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys):
-        return None
-    return float(xs[0]), float(ys[0]), float(xs[-1]), float(ys[-1])
 
 
 def next_click(truth: BoolArray, mask: BoolArray) -> tuple[float, float, int] | None:
