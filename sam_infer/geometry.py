@@ -11,11 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_infer.errors import InputError
 from sam_infer.types import Box
+
+#: LPS (DICOM, NRRD, ITK) to RAS (NIfTI, 3D Slicer): the first two world axes change sign.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: How far the corners of two grids may lie apart that are taken for one, in voxels: headers are rounded.
+SAME_PLACE = 0.1
+_FAR_MM = 1e9
 
 
 def slice_image(volume: NDArray, k: int) -> NDArray:
@@ -75,7 +82,7 @@ def parse_roi(roi: Sequence[float], shape: Sequence[int]) -> Region:
     order = "[i0, i1, j0, j1, k0, k1] in voxel indices of the image"
     try:
         bounds = np.asarray(roi, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError("roi", roi, f"send six numbers {order}") from None
     if bounds.shape == (4,) and shape[2] == 1:
         bounds = np.concatenate([bounds, [0.0, 0.0]])
@@ -113,7 +120,7 @@ def parse_points(name: str, points: object, shape: Sequence[int]) -> NDArray[np.
         return np.zeros((0, 3), np.int64)
     try:
         array = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(name, points, f"send {form}") from None
     if array.ndim == 1:
         array = array[None]
@@ -150,3 +157,38 @@ def slice_distance(affine: NDArray[np.float64]) -> float:
     """
     i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
     return float(k / max((i + j) / 2, 1e-6))
+
+
+def is_regular(affine: NDArray[np.float64]) -> bool:
+    """True where a (4, 4) voxel to world matrix in mm is finite, of this world, and can be inverted."""
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and np.abs(affine).max() < _FAR_MM and sides.min() > 1 / _FAR_MM):
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / sides)) > 1e-6)
+
+
+def turned_onto(
+    array: NDArray, affine: NDArray[np.float64], *, target: NDArray[np.float64], shape: Sequence[int]
+) -> tuple[NDArray, float]:
+    """The voxels of one grid in the order of another, whose axes may be permuted and flipped.
+
+    Args:
+        array: (I, J, K) in the order of its own file.
+        affine: (4, 4) voxel to world RAS in mm, of ``array``.
+        target: (4, 4) voxel to world RAS in mm, of the other grid.
+        shape: (I, J, K) of the other grid.
+
+    Returns:
+        A view of ``array``, and how far from the other grid's corners its own then lie, in voxels at most;
+        up to `SAME_PLACE` both cover the same place. ``array`` itself and infinity where the shapes differ.
+    """
+    between = np.linalg.inv(target) @ affine
+    turn = nib.orientations.io_orientation(between)
+    same = np.array_equal(turn, [(0, 1), (1, 1), (2, 1)])
+    turned = array if same else nib.orientations.apply_orientation(array, turn)
+    if turned.shape != tuple(shape):
+        return array, float("inf")
+    between = between @ nib.orientations.inv_ornt_aff(turn, array.shape)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    moved = nib.affines.apply_affine(between, corners) - corners
+    return turned, float(np.abs(moved).max())

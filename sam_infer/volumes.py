@@ -1,30 +1,33 @@
-"""Reading images and writing label maps: NIfTI, NRRD, PNG, JPEG; voxels stay in the file's own order.
+"""Reading images, reading and writing label maps: NIfTI, NRRD, PNG, JPEG.
 
-No reader reorients anything: a click's (i, j, k) and a mask's voxels are those of the file, so whatever a
-viewer opens beside the reply lies on it.
+No image is reoriented: a click's (i, j, k) and a mask's voxels are those of the image file, so whatever a
+viewer opens beside the reply lies on it. Label maps are turned onto their image.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
-import nrrd
 import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from sam_infer.errors import InputError
+from sam_infer.formats.nifti import read_nifti
+from sam_infer.formats.nrrd import read_nrrd
+from sam_infer.formats.picture import read_picture
+from sam_infer.formats.stored import Stored, TooLargeError
+from sam_infer.geometry import LPS_TO_RAS, SAME_PLACE, is_regular, turned_onto
 
-#: LPS (DICOM, NRRD, ITK) to RAS (NIfTI, 3D Slicer): the first two world axes change sign.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI = (".nii.gz", ".nii")
 NRRD = (".seg.nrrd", ".nrrd")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 EXTENSIONS = NIFTI + NRRD + PICTURES
+_LARGEST_LABEL = 2**31 - 1
 _REMEDY = f"send a readable image file ({', '.join(EXTENSIONS)}), 2D or 3D, with one channel or RGB"
 
 
@@ -38,12 +41,14 @@ class Image:
         affine: (4, 4) float64, voxel (i, j, k) to world RAS in mm.
         key: Identity of the file's content (path, time, size): part of every cache key.
         flat: True for picture files (PNG, JPEG), which have no third dimension.
+        placed: False where the file says nothing of its place in the world.
     """
 
     array: NDArray
     affine: NDArray[np.float64]
     key: tuple
     flat: bool
+    placed: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,92 +83,55 @@ def read_image(path: Path | str, *, argument: str = "image") -> Image:
         path: The file.
         argument: What the client called it, for errors.
 
+    Returns:
+        The image, of a voxel type that torch knows and without NaN or infinity.
+
     Raises:
-        InputError: (422) When the file is not a readable image of 2 or 3 dimensions.
+        InputError: (422) When the file is not a readable image of 2 or 3 dimensions; (413) when it is larger
+            than `sam_infer.formats.stored.MAX_BYTES` or `sam_infer.formats.picture.MAX_PIXELS`.
     """
-    path = Path(path)
+    image = _read(Path(path), argument)
+    array = image.array
+    if array.dtype.kind == "f" or array.dtype.itemsize == 8:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+    return replace(image, array=array)
+
+
+def _read(path: Path, argument: str) -> Image:
+    """An image with its voxels as stored, in the machine's byte order; errors as `read_image`."""
     kind = extension(path)
+    if not kind:
+        raise InputError(argument, path.name, _REMEDY, status=415)
+    read = read_nifti if kind in NIFTI else read_nrrd if kind in NRRD else read_picture
     try:
         key = file_key(path)
-        if kind in NIFTI:
-            array, affine = _read_nifti(path)
-        elif kind in NRRD:
-            array, affine = _read_nrrd(path)
-        elif kind in PICTURES:
-            array, affine = _read_picture(path)
-        else:
-            raise InputError(argument, path.name, _REMEDY, status=415)
-    except InputError:
-        raise
+        stored = read(path)
+        array = _checked(stored.array)
+    except TooLargeError as error:
+        raise InputError(argument, path.name, str(error), status=413) from error
     except Exception as error:  # whatever a decoder makes of a damaged file is the file's fault
         reason = str(error) or type(error).__name__
         raise InputError(argument, path.name, f"cannot be read ({reason}); {_REMEDY}", status=422) from error
-    if 0 in array.shape:
-        raise InputError(argument, path.name, f"has no voxels (shape {array.shape}); {_REMEDY}", status=422)
-    return Image(array=array, affine=affine, key=key, flat=kind in PICTURES)
-
-
-def _read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
-    content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        content = igzip.decompress(content)
-    image = nib.Nifti1Image.from_bytes(content)
-    array = np.asanyarray(image.dataobj)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 2:
-        array = array[..., None]
-    return _checked(array), np.asarray(image.affine, np.float64)
-
-
-def _read_nrrd(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
-    array, header = nrrd.read(str(path), index_order="F")
-    directions = np.asarray(header.get("space directions", np.eye(array.ndim)), np.float64)
-    spatial = np.isfinite(directions).all(axis=1)
-    if array.ndim == 4 and not spatial[0] and array.shape[0] == 1:
-        array, directions, spatial = array[0], directions[1:], spatial[1:]
-    if array.ndim == 2:
-        array = array[..., None]
-    affine = np.eye(4)
-    vectors = directions[spatial]
-    affine[: vectors.shape[1], : len(vectors)] = vectors.T
-    origin = np.asarray(header.get("space origin", [0.0] * vectors.shape[1]), np.float64)
-    affine[: len(origin), 3] = origin
-    space = str(header.get("space", "left-posterior-superior")).lower()
-    if space in ("left-posterior-superior", "lps"):
-        affine = LPS_TO_RAS @ affine
-    elif space in ("left-anterior-superior", "las"):
-        affine = np.diag([-1.0, 1.0, 1.0, 1.0]) @ affine
-    return _checked(array), affine
-
-
-def _read_picture(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
-    with PilImage.open(path) as picture:
-        if picture.mode in ("1", "LA", "La"):
-            array = np.asarray(picture.convert("L"))
-        elif picture.mode in ("P", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX"):
-            array = np.asarray(picture.convert("RGB"))
-        else:
-            array = np.asarray(picture)
-    if array.ndim == 3 and (array == array[..., :1]).all():
-        array = array[..., 0]
-    return _checked(np.swapaxes(array, 0, 1)[:, :, None]), LPS_TO_RAS.copy()
+    affine, placed = _placed(stored)
+    return Image(array=array, affine=affine, key=key, flat=kind in PICTURES, placed=placed)
 
 
 def _checked(array: NDArray) -> NDArray:
-    """A real-valued (I, J, K) array, or (I, J, K, 3) uint8, of a type that torch knows, Fortran ordered."""
-    if array.dtype.fields is not None and set(array.dtype.names or ()) >= {"R", "G", "B"}:
-        array = np.stack([array[c] for c in "RGB"], axis=-1)
-    rgb = array.ndim == 4 and array.shape[-1] == 3 and array.dtype == np.uint8
-    if not rgb and array.ndim != 3:
-        raise ValueError(f"shape {array.shape} is neither 2D, 3D nor RGB; several channels or time points")
-    if array.dtype.kind not in "iufb":
-        raise ValueError(f"voxel type {array.dtype} is not a real number")
-    if array.dtype.kind == "f" or array.dtype.itemsize == 8:
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+    """An (I, J, K) array, or (I, J, K, 3) uint8, in the machine's byte order."""
+    if array.ndim != 3 and not (array.ndim == 4 and array.shape[-1] == 3 and array.dtype == np.uint8):
+        raise ValueError(f"shape {array.shape} is neither 2D, 3D nor 8-bit RGB; several channels")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _placed(stored: Stored) -> tuple[NDArray[np.float64], bool]:
+    """A regular affine, and whether the file means it: one that is the identity is a writer's default."""
+    if not is_regular(stored.affine):
+        return LPS_TO_RAS.copy(), False
+    default = any(np.allclose(stored.affine, identity) for identity in (np.eye(4), LPS_TO_RAS))
+    return stored.affine, stored.placed and not default
 
 
 def empty_labelmap(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -172,7 +140,10 @@ def empty_labelmap(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def read_labelmap(path: Path | str, image: Image, *, argument: str = "label") -> NDArray[np.integer]:
-    """Read the label map of an image.
+    """Read the label map of an image onto its voxels.
+
+    A file whose axes are permuted or flipped, and whose place in the world is the image's, is turned. A file
+    that says nothing of its place, and any file for an image that says nothing of its own, is taken by shape.
 
     Args:
         path: The file.
@@ -183,25 +154,50 @@ def read_labelmap(path: Path | str, image: Image, *, argument: str = "label") ->
         (I, J, K) integers, in the image's voxel order.
 
     Raises:
-        InputError: (422) When it cannot be read, is not integer-valued or has another shape.
+        InputError: (422) When it cannot be read, is not integer-valued, has another shape or lies elsewhere.
     """
-    label = read_image(path, argument=argument)
-    array = label.array
-    if label.shape != image.shape or array.ndim != 3:
+    return fit_labelmap(path, image, argument=argument)[0]
+
+
+def fit_labelmap(
+    path: Path | str, image: Image, *, argument: str = "label"
+) -> tuple[NDArray[np.integer], bool]:
+    """Read a label map as `read_labelmap`, and tell whether the file itself lies on the image.
+
+    Returns:
+        (I, J, K) integers, in the image's voxel order; and False where the file has another axis order or
+        another place, so that it must be written anew on the image's affine to lie on it in a viewer.
+    """
+    label = _read(Path(path), argument)
+    turned, apart = label.array, float("inf")
+    if label.array.ndim == 3:
+        turned, apart = turned_onto(label.array, label.affine, target=image.affine, shape=image.shape)
+    told = label.placed and not image.flat
+    array = turned if told and apart <= SAME_PLACE else label.array
+    if array.shape != image.shape:
         raise InputError(
             argument,
             array.shape,
             f"the label must have the image's shape {image.shape} (I, J, K) and one channel",
             status=422,
         )
-    if array.dtype.kind == "f":
-        whole = np.rint(array)
-        if not np.array_equal(whole, array):
-            raise InputError(argument, Path(path).name, "label values must be whole numbers", status=422)
-        array = whole.astype(np.int32)
-    if array.size and array.min() < 0:
-        raise InputError(argument, int(array.min()), "label values must be 0 or more", status=422)
-    return array
+    if told and image.placed and apart > SAME_PLACE:
+        raise InputError(
+            argument,
+            Path(path).name,
+            "the label lies elsewhere in space than the image; resample it onto the image's voxels and save "
+            "it with the image's affine",
+            status=422,
+        )
+    if array.dtype.kind == "f" and not np.array_equal(np.rint(array), array):
+        raise InputError(argument, Path(path).name, "label values must be whole numbers", status=422)
+    low, high = array.min().item(), array.max().item()
+    if low < 0 or high > _LARGEST_LABEL:
+        value = low if low < 0 else high
+        raise InputError(argument, value, f"label values must be 0 to {_LARGEST_LABEL}", status=422)
+    if array.dtype.kind == "f" or array.dtype.itemsize == 8:
+        array = array.astype(np.int32)
+    return np.asfortranarray(array), label.flat or (turned is label.array and apart <= SAME_PLACE)
 
 
 def labelmap_bytes(

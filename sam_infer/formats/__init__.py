@@ -1,0 +1,1 @@
+"""What image files hold, and where it lies: one module per family of formats."""
