@@ -469,18 +469,18 @@ def test_server_detail_is_in_the_error(oracle):
     assert caught.value.refused
 
 
-def test_a_truth_in_another_axis_order_is_turned():
+def test_a_truth_in_another_axis_order_is_turned(tmp_path):
     labelmap = volume()
     image = Image(array=np.zeros(labelmap.shape), affine=AFFINE, key=(), flat=False)
     turned = labelmap[::-1, :, :].transpose(2, 0, 1)  # i flipped, then stored as (k, i, j)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = AFFINE[:3, 2], -AFFINE[:3, 0], AFFINE[:3, 1]
     affine[:3, 3] = AFFINE[:3, 3] + AFFINE[:3, 0] * (labelmap.shape[0] - 1)
-    truth = Image(array=turned, affine=affine, key=(), flat=False)
-    np.testing.assert_array_equal(cases.on_grid(truth, image), labelmap)
-    moved = Image(array=labelmap, affine=AFFINE + np.eye(4, k=3) * 9, key=(), flat=False)
-    with pytest.raises(cases.CaseError, match="elsewhere"):
-        cases.on_grid(moved, image)
+    nib.save(nib.Nifti1Image(turned, affine), tmp_path / "turned.nii")
+    np.testing.assert_array_equal(cases.read_truth(tmp_path / "turned.nii", image), labelmap)
+    nib.save(nib.Nifti1Image(labelmap, AFFINE + np.eye(4, k=3) * 9), tmp_path / "moved.nii")
+    with pytest.raises(cases.CaseError, match=r"truth = 'moved.nii': .*elsewhere"):
+        cases.read_truth(tmp_path / "moved.nii", image)
 
 
 def test_label_files_read_back(tmp_path):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_infer.errors import InputError
 from sam_infer.types import BoolArray
-from sam_infer.volumes import EXTENSIONS, Image, extension, labelmap_bytes, read_image, stem
+from sam_infer.volumes import EXTENSIONS, Image, extension, labelmap_bytes, read_labelmap, stem
 
 
 class CaseError(ValueError):
@@ -47,38 +46,6 @@ def label_indices(labels: object) -> dict[str, int]:
     else:
         found = {}
     return {name: index for name, index in found.items() if index > 0}
-
-
-def on_grid(truth: Image, image: Image) -> NDArray[np.integer]:
-    """The truth on the image's voxels, turned where the two files store their axes in another order.
-
-    Args:
-        truth: The ground truth file.
-        image: The image file.
-
-    Returns:
-        (I, J, K) integers in the image's voxel order.
-
-    Raises:
-        CaseError: When shape or place differ, or values are not whole numbers.
-    """
-    array = truth.array
-    if array.ndim != 3:
-        raise CaseError("the truth is an RGB picture; its pixels must be label indices in one channel")
-    if not (truth.flat or image.flat):
-        turn = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(truth.affine), nib.orientations.io_orientation(image.affine)
-        )
-        affine = truth.affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
-        array = nib.orientations.apply_orientation(array, turn)
-        if array.shape == image.shape and not _same_place(affine, image.affine, image.shape):
-            raise CaseError("the truth lies elsewhere in space than the image (their affines differ)")
-    if array.shape != image.shape:
-        raise CaseError(f"the truth has shape {array.shape}, the image {image.shape}")
-    whole = np.rint(array).astype(np.int32)
-    if not np.array_equal(whole, array):
-        raise CaseError("the truth's values must be whole numbers, the label indices")
-    return whole
 
 
 def masks_of(labelmap: NDArray[np.integer], names: dict[str, int]) -> dict[str, BoolArray]:
@@ -120,15 +87,12 @@ def label_file(image_id: str, labelmap: NDArray[np.uint8], image: Image) -> tupl
 
 
 def read_truth(path: Path, image: Image) -> NDArray[np.integer]:
-    """Read a ground truth file onto an image's voxels; see `on_grid`."""
+    """Read a ground truth file onto an image's voxels; see `sam_infer.volumes.read_labelmap`.
+
+    Raises:
+        CaseError: When it is not a label map of the image.
+    """
     try:
-        return on_grid(read_image(path, argument="truth"), image)
+        return read_labelmap(path, image, argument="truth")
     except InputError as error:
         raise CaseError(str(error)) from error
-
-
-def _same_place(first: NDArray, second: NDArray, shape: tuple[int, int, int]) -> bool:
-    """True where no corner of the grid moves by more than half of the smallest voxel side."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-    moved = nib.affines.apply_affine(first, corners) - nib.affines.apply_affine(second, corners)
-    return bool(np.abs(moved).max() <= 0.5 * nib.affines.voxel_sizes(second).min())
