@@ -13,6 +13,8 @@ from sam_infer.types import FloatArray
 #: A volume with values this low holds air in Hounsfield units: it is taken for CT.
 CT_AIR_HU = -500.0
 PERCENTILES = (0.5, 99.5)
+#: Levels and widths up to this, and widths down to its inverse, are safe to compute with in float32.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,15 @@ class Window:
     width: float
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.level) and np.isfinite(self.width) and self.width > 0):
+        if not abs(self.level) <= LARGEST:
             raise InputError(
-                "window_width", self.width, "send a finite level and a width greater than 0, in image units"
+                "window_level", self.level, f"send a level of at most {LARGEST:g} either way, in image units"
+            )
+        if not 1 / LARGEST <= self.width <= LARGEST:
+            raise InputError(
+                "window_width",
+                self.width,
+                f"send a width greater than 0 and at most {LARGEST:g}, in image units",
             )
 
     def apply(self, image: NDArray) -> FloatArray:
@@ -55,9 +63,9 @@ def percentile_window(values: NDArray, *, limit: int = 500_000) -> Window:
     flat = values.reshape(-1) if values.flags.c_contiguous or values.flags.f_contiguous else values.ravel()
     if flat.size > limit:
         flat = flat[:: flat.size // limit]
-    low, high = np.percentile(flat.astype(np.float32), PERCENTILES)
+    low, high = np.percentile(flat.astype(np.float32), PERCENTILES).clip(-LARGEST / 2, LARGEST / 2)
     width = float(high - low)
-    return Window(level=float((low + high) / 2), width=width if width > 0 else 1.0)
+    return Window(level=float((low + high) / 2), width=width if width > 1 / LARGEST else 1.0)
 
 
 def choose_window(

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from sam_infer.errors import InputError
-from sam_infer.geometry import parse_points, parse_roi, put_slice, slice_image, tight_box
+from sam_infer.geometry import is_regular, parse_points, parse_roi, put_slice, slice_image, tight_box
+from sam_infer.prompts.request import parse_slice
+from trainers.options import number
 
 SHAPE = (40, 30, 10)
 
@@ -81,3 +83,34 @@ def test_tight_box_includes_the_outermost_pixels():
     mask[4:9, 11:17] = True
     assert tight_box(mask) == (11.0, 4.0, 16.0, 8.0)
     assert tight_box(np.zeros((5, 5), bool)) is None
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), "1e400"])
+@pytest.mark.parametrize(
+    ("name", "parse"),
+    [
+        ("roi", lambda value: parse_roi([value, 2, 3, 4, 5, 6], SHAPE)),
+        ("foreground", lambda value: parse_points("foreground", [[1, value, 3]], SHAPE)),
+        ("slice", lambda value: parse_slice(value, SHAPE)),
+        ("epochs", lambda value: number({"epochs": value}, "epochs", 5, low=1, high=100, whole=True)),
+    ],
+)
+def test_a_number_that_no_float_holds_is_refused(name, parse, value):
+    with pytest.raises(InputError, match=f"^{name} = ") as caught:
+        parse(value)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("affine", "regular"),
+    [
+        (np.diag([0.5, 0.7, 3, 1]), True),
+        (np.diag([1e-6, 1e-6, 1e-3, 1]), True),
+        (np.diag([1.0, 0, 1, 1]), False),
+        (np.diag([1.0, np.nan, 1, 1]), False),
+        (np.diag([1.0, 1e30, 1, 1]), False),
+        (np.array([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), False),
+    ],
+)
+def test_regular_affines(affine, regular):
+    assert is_regular(affine) == regular

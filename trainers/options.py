@@ -46,7 +46,7 @@ def number(
     value = request.get(name, default)
     try:
         found = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not low <= found <= high or (whole and found != int(found)):
         kind = "whole number" if whole else "number"

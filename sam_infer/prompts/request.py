@@ -14,6 +14,9 @@ from sam_infer.geometry import Region, parse_points, parse_roi
 from sam_infer.intensity import Window
 from sam_infer.types import BoolArray, Prompts
 
+#: The least ``window_width`` that a client may ask for, in image units.
+MIN_WIDTH = 1e-6
+
 
 def parse_window(request: Mapping[str, Any]) -> Window | None:
     """``window_level`` and ``window_width`` in image units; None where neither is sent."""
@@ -30,6 +33,8 @@ def parse_window(request: Mapping[str, Any]) -> Window | None:
         level, width = (float(str(value)) for value in sent.values())
     except ValueError:
         raise InputError("window_level, window_width", tuple(sent.values()), "send two numbers") from None
+    if width < MIN_WIDTH:
+        raise InputError("window_width", width, f"send a width of at least {MIN_WIDTH:g}, in image units")
     return Window(level=level, width=width)
 
 
@@ -41,7 +46,7 @@ def parse_slice(value: object, shape: tuple[int, int, int]) -> int | None:
         raise InputError("slice", value, f"send a slice index from 0 to {shape[2] - 1}")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = float("nan")
     if number != number or number != int(number if abs(number) < 2**31 else 0) or not 0 <= number < shape[2]:
         raise InputError("slice", value, f"send a slice index from 0 to {shape[2] - 1}")
