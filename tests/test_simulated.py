@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sam_infer.prompts.simulated import jitter_box, mask_box, next_click
+from sam_infer.prompts.simulated import jitter_box, next_click
 
 
 def _square(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -53,11 +53,6 @@ def test_border_counts_as_outside() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="equal shape"):
         next_click(np.zeros((3, 4), bool), np.zeros((4, 3), bool))
-
-
-def test_mask_box_includes_the_outermost_pixels() -> None:
-    assert mask_box(_square(10, 21, 20, 32)) == (20.0, 10.0, 31.0, 20.0)
-    assert mask_box(np.zeros((4, 4), bool)) is None
 
 
 def test_jitter_stays_in_reach_and_in_the_image() -> None:

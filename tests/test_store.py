@@ -242,3 +242,24 @@ def test_slicers_segment_order_is_stored_as_the_projects_indices(store, label):
     )
     saved = np.asarray(nib.load(store.get_label_uri("a", "final")).dataobj)
     assert np.unique(saved).tolist() == [2]
+
+
+def test_a_label_turned_by_its_client_is_stored_on_the_image(store, tmp_path):
+    """As nibabel's as_closest_canonical writes it: other axes, the same place."""
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[0, 1, 2] = 1
+    turned = np.diag([-1.0, 1, 1, 1])
+    turned[0, 3] = SHAPE[0] - 1
+    nib.save(nib.Nifti1Image(truth[::-1], turned), tmp_path / "turned.nii.gz")
+    store.save_label("a", str(tmp_path / "turned.nii.gz"), "final", {})
+    saved = nib.load(store.get_label_uri("a", "final"))
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), truth)
+    np.testing.assert_allclose(saved.affine, np.eye(4))
+
+
+def test_huge_label_values_need_no_memory(store, tmp_path):
+    path = tmp_path / "l.nii.gz"
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 2_000_000_000, np.int32), np.eye(4)), path)
+    info = {"label_info": [{"name": "spleen", "value": 2_000_000_000}]}
+    store.save_label("a", str(path), "final", info)
+    assert np.unique(np.asarray(nib.load(store.get_label_uri("a", "final")).dataobj)).tolist() == [2]

@@ -1,4 +1,3 @@
-import json
 import time
 
 import numpy as np
@@ -128,11 +127,12 @@ def test_any_info_of_an_image_is_borne(store, strategy):
 
 @pytest.mark.parametrize("strategy", ODD)
 def test_the_server_answers_whatever_the_info_of_an_image_is(served, strategy):
+    from monailabel.interfaces.utils.app import app_instance
+
     client, _, _ = served
     ids = client.get("/datastore/?output=all").json()["objects"]
     for name in ids:
-        info = {"strategy": strategy}
-        assert client.put(f"/datastore/image/info?image={name}", data={"info": json.dumps(info)}).is_success
+        app_instance().datastore().update_image_info(name, {"strategy": strategy})
     for name in ("first", "random", "uncertainty"):
         reply = client.post(f"/activelearning/{name}", json={})
         assert reply.status_code == 200, reply.text

@@ -28,9 +28,9 @@ from sam_infer.volumes import (
     NIFTI,
     NRRD,
     extension,
+    fit_labelmap,
     labelmap_bytes,
     read_image,
-    read_labelmap,
     stem,
 )
 
@@ -293,21 +293,21 @@ class SafeDatastore(LocalDatastore):
         return image_id
 
     def _fit(self, image_id: str, path: Path, label_info: object) -> tuple[bytes | None, str]:
-        """Check a label file against its image; its content rewritten where its values are not the project's.
+        """Check a label file against its image; rewritten where it does not lie on it or has other values.
 
         Returns:
             New content, or None where the file can be taken as it is; and the extension to store it under.
         """
-        values = read_labelmap(path, read_image(self.get_image_uri(image_id)))
-        mapping = index_of_value(np.unique(values).tolist(), label_info, self._label_indices)
+        image = read_image(self.get_image_uri(image_id))
+        values, fits = fit_labelmap(path, image)
+        present, where = np.unique(values, return_inverse=True)
+        mapping = index_of_value(present.tolist(), label_info, self._label_indices)
         kind = extension(path)
-        if all(value == index for value, index in mapping.items()):
+        if fits and all(value == index for value, index in mapping.items()):
             return None, kind
-        table = np.zeros(int(values.max()) + 1, np.uint8)
-        for value, index in mapping.items():
-            table[value] = index
+        indices = np.array([mapping.get(int(value), 0) for value in present], np.uint8)
         kind = ".nrrd" if kind in NRRD else kind if kind in NIFTI else ".png"
-        return labelmap_bytes(table[values], read_image(path).affine, kind), kind
+        return labelmap_bytes(indices[where].reshape(values.shape), image.affine, kind), kind
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Take a label out of the index; its file goes to the history.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from sam_infer.geometry import tight_box as mask_box
+from sam_infer.geometry import tight_box
 from sam_infer.types import BoolArray, Box
 
 _EIGHT = np.ones((3, 3), bool)
@@ -44,7 +44,7 @@ def next_click(truth: BoolArray, mask: BoolArray) -> tuple[float, float, int] | 
     if best is None:
         return None
     _, component, label = best
-    x0, y0, x1, y1 = (int(v) for v in mask_box(component) or (0, 0, 0, 0))
+    x0, y0, x1, y1 = (int(v) for v in tight_box(component) or (0, 0, 0, 0))
     distance = ndimage.distance_transform_edt(np.pad(component[y0 : y1 + 1, x0 : x1 + 1], 1))
     row, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
     return float(column - 1 + x0), float(row - 1 + y0), label

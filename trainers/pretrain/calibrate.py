@@ -18,7 +18,8 @@ from scipy.optimize import lsq_linear
 
 from sam_infer.engines.bundled import BundledEngine
 from sam_infer.engines.bundledrank import Answer, Calibration
-from sam_infer.prompts.simulated import jitter_box, mask_box, next_click
+from sam_infer.geometry import tight_box
+from sam_infer.prompts.simulated import jitter_box, next_click
 from sam_infer.types import BoolArray, Prompts
 from trainers.pretrain.cases import Case, held_out_cases
 from trainers.pretrain.evaluate import with_clicks
@@ -45,7 +46,7 @@ def fit(features: NDArray[np.float64], real: NDArray[np.float64]) -> list[float]
 def gather(engine: BundledEngine, case: Case, rng: np.random.Generator) -> list[tuple[Answer, list[float]]]:
     """Answers to a tight box, a careless box, two first clicks and a third click, with their real IoU."""
     truth, embedding = case.truth, engine.encode(case.image)
-    tight = mask_box(truth)
+    tight = tight_box(truth)
     first = next_click(truth, np.zeros_like(truth))
     assert tight is not None and first is not None
     ys, xs = np.nonzero(truth)

@@ -16,7 +16,8 @@ from skimage.filters import threshold_otsu
 
 from sam_infer.engines.base import Engine
 from sam_infer.engines.bundled import BundledEngine
-from sam_infer.prompts.simulated import jitter_box, mask_box, next_click
+from sam_infer.geometry import tight_box
+from sam_infer.prompts.simulated import jitter_box, next_click
 from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
 from trainers.pretrain.cases import Case, benchmark_cases, held_out_cases
 
@@ -77,7 +78,7 @@ def measure(
         every answer that obeyed its clicks.
     """
     truth, embedding = case.truth, engine.encode(case.image)
-    tight = mask_box(truth)
+    tight = tight_box(truth)
     assert tight is not None
     loose = jitter_box(tight, _JITTER, rng, case.truth.shape)  # type: ignore[arg-type]
     found: dict[str, float] = {}

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sam_infer.geometry import tight_box
 from sam_infer.networks.cropwindow import Window, box_window, crop_grid, pyramid, sample_image, window_matrix
 from sam_infer.networks.promptchannels import SIZE, CropBatch
-from sam_infer.prompts.simulated import mask_box, next_click
+from sam_infer.prompts.simulated import next_click
 from sam_infer.types import BoolArray, Box
 from trainers.pretrain.augment import augment_intensity, random_displacement, resample_mask
 from trainers.pretrain.frame import inverse, jitter_in_frame, neighbour, random_turn
@@ -157,7 +158,7 @@ def _draw_crop(
     previous = torch.zeros(1, SIZE, SIZE)
     if before is not None:
         previous = _previous_logits(mask, before(bent) @ spin + middle, rng)
-        shown = mask_box(previous[0].numpy() > 0)
+        shown = tight_box(previous[0].numpy() > 0)
         if shown is None:
             return None
     box = torch.full((1, 4), torch.nan)
