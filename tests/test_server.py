@@ -260,7 +260,7 @@ def test_result_can_be_saved_as_original_but_never_as_accepted(served, tmp_path)
         "spleen, not the first label"
     )
     assert client.get("/info/").json()["datastore"]["completed"] == 0
-    assert infer(client, **{**request, "label": "tumour"}).status_code == 422
+    assert infer(client, **{**request, "label": "tumour"}).status_code == 400
 
 
 def test_info_answers_while_inference_runs(served, monkeypatch):
@@ -311,7 +311,7 @@ def test_no_temporary_file_is_left(served, tmp_path, monkeypatch):
     files = {"file": ("a.png", picture)}
     assert infer(client, image="", files=files, foreground=[[22, 5]]).status_code == 200
     assert infer(client, image="", files=files, foreground=[[220, 5]]).status_code == 400
-    assert infer(client, foreground=[[6, 6, 2]], save_label=True, label="tumour", **WINDOW).status_code == 422
+    assert infer(client, foreground=[[6, 6, 2]], save_label=True, label="tumour", **WINDOW).status_code == 400
     assert save(client, "ct", content=picture, name="l.png").status_code == 422
     assert client.put("/datastore/image", files={"file": ("a.png", b"garbage")}).status_code == 422
     assert client.put("/session/", files=[("files", ("a.exe", b"MZ"))]).status_code == 415
@@ -380,7 +380,7 @@ def test_a_batch_goes_on_after_an_image_that_fails(served, monkeypatch):
     assert reply.json() == {"ct": {"error": "damaged"}, "photo": {}}
 
 
-@pytest.mark.parametrize("info", [[1], "x", None, 5, {"strategy": "x"}, {"n": float("nan")}])
+@pytest.mark.parametrize("info", [[1], "x", None, 5, {"strategy": "x"}, {"id": "photo"}, {"n": float("nan")}])
 def test_the_index_takes_only_objects_that_json_can_hold(served, info):
     client, _, _ = served
     reply = client.put("/datastore/image/info?image=ct", data={"info": json.dumps(info)})

@@ -107,6 +107,7 @@ class SamloopApp(MONAILabelApp):
                 model_dir=self.home / "models",
                 labels=self.project.labels,
                 window_for=self.library.window_for,
+                window=self.project.window,
                 read=self.library.read,
                 held_out=self.project.held_out,
                 group=self.project.group,
@@ -163,6 +164,12 @@ class SamloopApp(MONAILabelApp):
         label = path
         if path and save:
             named = [{"name": n, "idx": v, "value": v} for n, v in params.get("label_names", {}).items()]
+            for unknown in (entry["name"] for entry in named if entry["name"] not in self.project.labels):
+                Path(path).unlink()
+                known = ", ".join(self.project.labels)
+                raise InputError(
+                    "label", unknown, f"a result that is stored needs a label of the project: {known}"
+                )
             info = {"model": request["model"], "params": params, "label_info": named}
             try:
                 label = datastore.save_label(image_id, path, tag, info)

@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 _SESSION = re.compile(r"[0-9a-fA-F-]{1,64}")
 #: Bytes of a body that is no form: JSON, which is held in memory.
 MAX_BODY = 4 << 20
+#: What the index says of an image or label of itself.
+KEPT_INFO = {"id", "name", "path", "strategy", "ts"}
 #: Stock routes that are not served: served weights change by training and the publish gate only.
 _DROPPED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
 _FAMILIES = {
@@ -186,8 +188,9 @@ async def _check(request: Request) -> None:
         form = await request.form()
         for argument in ("params", "info"):
             text = form.get(argument)
-            if isinstance(text, str) and "strategy" in parse_object(argument, text) and path.endswith("info"):
-                raise InputError("strategy", text[:200], "the server keeps this itself; leave it out")
+            sent = parse_object(argument, text) if isinstance(text, str) else {}
+            for key in KEPT_INFO & set(sent) if path.endswith("info") else ():
+                raise InputError(key, sent[key], "the server keeps this itself; leave it out")
 
 
 class _BoundedBody:
