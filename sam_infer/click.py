@@ -128,7 +128,13 @@ def click_volume(
     decoded = {k: encoder.decode_history(image, k, window, prompts) for k, prompts in seeds.items()}
     mark("decode")
     if clicks.existing is not None:
-        volume = correct_volume(clicks.existing, decoded, decode=decode, clicks=clicks.on_slice)
+        volume = correct_volume(
+            clicks.existing,
+            decoded,
+            decode=decode,
+            clicks=clicks.on_slice,
+            thickness=slice_distance(image.affine),
+        )
     else:
         region = clicks.region
         bounds = region.slices if region is not None and len(region.slices) > 1 else None

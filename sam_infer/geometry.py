@@ -22,6 +22,8 @@ from sam_infer.types import Box
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: How far the corners of two grids may lie apart that are taken for one, in voxels: headers are rounded.
 SAME_PLACE = 0.1
+#: Clicks of one kind on one object; each is decoded by itself.
+MAX_POINTS = 256
 _FAR_MM = 1e9
 
 
@@ -128,6 +130,8 @@ def parse_points(name: str, points: object, shape: Sequence[int]) -> NDArray[np.
         array = np.concatenate([array, np.zeros((len(array), 1))], axis=1)
     if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
         raise InputError(name, points, f"send {form}")
+    if len(array) > MAX_POINTS:
+        raise InputError(name, f"{len(array)} points", f"send at most {MAX_POINTS}")
     size = np.asarray(shape[:3])
     rounded = np.rint(array)
     outside = ((rounded < 0) | (rounded >= size)).any(axis=1)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sam_infer.correct import correct_slice
+from sam_infer.correct import correct_slice, correct_volume
+from sam_infer.types import Candidates, Prompts
 
 
 def logits(*boxes, strength=3.0):
@@ -49,3 +50,22 @@ def test_an_answer_that_cannot_be_checked_stands(before):
     answer = logits((25, 25, 35, 35))
     point = (30, 5) if (before > 0).any() else (30, 30)
     np.testing.assert_array_equal(correct_slice(before, answer, point=point, label=1), answer)
+
+
+def test_a_change_is_carried_as_deep_as_it_is_wide():
+    """Over an engine that agrees to whatever it is shown, nothing else would end it."""
+    existing = np.zeros((40, 40, 30), bool)
+    existing[5:15, 5:15] = True
+    answer = Candidates(logits=logits(OBJECT, (15, 5, 25, 15))[None], iou=np.array([0.9], np.float32))
+
+    def agree(_, prompts):
+        shown = next(p.mask_logits for p in prompts if p.mask_logits is not None)
+        return [Candidates(logits=shown[None], iou=np.array([0.9], np.float32)) for _ in prompts]
+
+    for thickness, depth in ((1.0, 5), (2.5, 2)):
+        found = correct_volume(
+            existing, {15: answer}, decode=agree, clicks=lambda _: Prompts(), thickness=thickness
+        )
+        changed = np.flatnonzero((found.mask.astype(bool) ^ existing).any(axis=(0, 1)))
+        assert changed.tolist() == list(range(15 - depth, 15 + depth + 1))
+        assert set(found.stops.values()) == {"deep enough"}

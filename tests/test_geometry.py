@@ -114,3 +114,8 @@ def test_a_number_that_no_float_holds_is_refused(name, parse, value):
 )
 def test_regular_affines(affine, regular):
     assert is_regular(affine) == regular
+
+
+def test_a_flood_of_points_is_refused():
+    with pytest.raises(InputError, match=r"300 points.*at most 256"):
+        parse_points("foreground", [[1, 1, 1]] * 300, (4, 4, 4))

@@ -6,12 +6,27 @@ import tempfile
 import pytest
 from fastapi import UploadFile
 
-from apps.samloop.incoming import check_id, check_tag, parse_object, received
+from apps.samloop.incoming import check_id, check_tag, check_task, parse_object, received
 from sam_infer.errors import InputError
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/b", "", "..", ".x", "x\\y", "x\x00", " x", "a" * 181, "ä" * 91, "\ud800"]
+    "name",
+    [
+        "../x",
+        "a/b",
+        "",
+        "..",
+        ".x",
+        "x\\y",
+        "x\x00",
+        " x",
+        "a" * 181,
+        "ä" * 91,
+        "case.seg",
+        "case.SEG",
+        "\ud800",
+    ],
 )
 def test_ids_cannot_leave_the_store(name):
     with pytest.raises(InputError, match="image"):
@@ -54,6 +69,12 @@ def test_json_that_could_not_be_stored_is_refused(text):
 @pytest.mark.parametrize(("text", "value"), [("", {}), ('{"ä": [1, {"b": 2.5}]}', {"ä": [1, {"b": 2.5}]})])
 def test_json_objects_are_read(text, value):
     assert parse_object("params", text) == value
+
+
+def test_a_task_fits_on_a_command_line():
+    assert check_task({"iterations": 5}) == {"iterations": 5}
+    with pytest.raises(InputError, match="10000 at most"):
+        check_task({"iterations": "0" * 20_000})
 
 
 @pytest.mark.parametrize(

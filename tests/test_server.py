@@ -389,9 +389,21 @@ def test_the_index_takes_only_objects_that_json_can_hold(served, info):
     assert client.post("/activelearning/first", json={"client_id": "me"}).status_code == 200
 
 
-def test_half_a_character_does_not_reach_the_index(served):
+@pytest.mark.parametrize("kind", ["Application/X-WWW-form-urlencoded", "MULTIPART/form-data; boundary=bb"])
+def test_a_content_type_in_capitals_is_checked_too(served, kind):
     client, _, _ = served
-    headers = {"content-type": "application/json"}
+    body = 'info={"n": NaN}'
+    if "boundary" in kind:
+        body = '--bb\r\nContent-Disposition: form-data; name="info"\r\n\r\n{"n": NaN}\r\n--bb--\r\n'
+    reply = client.put("/datastore/image/info?image=ct", content=body, headers={"content-type": kind})
+    assert reply.status_code == 400, reply.text
+    assert client.get("/datastore/?output=all").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/JSON", "application/vnd.x+json"])
+def test_half_a_character_does_not_reach_the_index(served, kind):
+    client, _, _ = served
+    headers = {"content-type": kind}
     body = '{"client_id": "\\ud800"}'
     assert client.post("/activelearning/first", content=body, headers=headers).status_code == 400
     assert client.get("/datastore/?output=all").status_code == 200
@@ -405,6 +417,38 @@ def test_bodies_held_in_memory_are_bounded(served):
     headers = {"content-type": "application/json"}
     assert client.post("/train/unet", content=body, headers=headers).status_code == 413
     assert client.post("/train/unet", content=iter([b"{", b"}"]), headers=headers).status_code == 413
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.post("/train/unet", content=iter([b"--x", b"--"]), headers=form).status_code == 413
+    wrong = client.post("/train/unet?run_sync=secret", content=b"{}", headers=headers)
+    assert wrong.status_code == 422
+    assert "run_sync" in wrong.json()["detail"]
+    assert "secret" not in wrong.text
+
+
+def test_one_training_is_started_however_many_ask(served, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from monailabel.interfaces.utils.app import app_instance
+    from monailabel.utils.async_tasks import task
+
+    from apps.samloop.routes import learn
+
+    client, _, _ = served
+    started = []
+    monkeypatch.setattr(app_instance()._trainers["unet"], "precheck", lambda _: None)
+    monkeypatch.setattr(learn, "tasks", lambda _: started)
+    monkeypatch.setattr(
+        task,
+        "run_background_task",
+        lambda *_: started.append({"status": "SUBMITTED"}) or {"status": "SUBMITTED"},
+    )
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: client.post("/train/unet", json={}).status_code, range(4)))
+    assert sorted(replies) == [200, 429, 429, 429]
+    assert client.post("/train/", json={}).status_code == 429
+    started.clear()
+    monkeypatch.setattr(app_instance()._trainers["unet"], "stats", lambda: {"running": 3})
+    assert client.post("/train/unet", json={}).status_code == 429
 
 
 def test_the_first_page_works_without_internet(served):

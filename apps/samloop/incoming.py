@@ -14,12 +14,14 @@ from typing import Any
 from fastapi import UploadFile
 
 from sam_infer.errors import InputError
-from sam_infer.volumes import EXTENSIONS, extension
+from sam_infer.volumes import EXTENSIONS, extension, stem
 
 #: Nesting of JSON, far beyond what any request needs.
 MAX_DEPTH = 32
 #: Bytes of an id: leaves room in a file name for an extension and the history's time stamp.
 MAX_ID_BYTES = 180
+#: Characters of a background task's request.
+MAX_TASK = 10_000
 _NAME = re.compile(r"[^\x00-\x1f/\\:*?\"<>|]+")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -30,7 +32,8 @@ def is_id(value: str) -> bool:
         short = 0 < len(value.encode()) <= MAX_ID_BYTES
     except UnicodeEncodeError:
         return False
-    return short and bool(_NAME.fullmatch(value)) and not value.startswith(".") and value == value.strip()
+    plain = bool(_NAME.fullmatch(value)) and not value.startswith(".") and value == value.strip()
+    return short and plain and stem(f"{value}.nrrd") == value  # case.seg + .nrrd would be case + .seg.nrrd
 
 
 def check_id(argument: str, value: str) -> str:
@@ -40,8 +43,12 @@ def check_id(argument: str, value: str) -> str:
         InputError: When it is empty, too long, starts with a dot or holds a path separator.
     """
     if not is_id(value):
-        remedy = f'send an id of 1 to {MAX_ID_BYTES} bytes, none of / \\ : * ? " < > |, no dot at its start'
-        raise InputError(argument, value, remedy)
+        raise InputError(
+            argument,
+            value,
+            f'send an id of 1 to {MAX_ID_BYTES} bytes, none of / \\ : * ? " < > |, no dot at its '
+            "start and no .seg at its end",
+        )
     return value
 
 
@@ -85,6 +92,18 @@ def parse_object(argument: str, text: str | bytes) -> dict[str, Any]:
 def _depth(value: object) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inner), default=0)
+
+
+def check_task(request: dict[str, Any]) -> dict[str, Any]:
+    """The request of a background task, which travels on a command line.
+
+    Raises:
+        InputError: When it is longer than `MAX_TASK` characters.
+    """
+    length = len(json.dumps(request))
+    if length > MAX_TASK:
+        raise InputError("body", f"{length} characters", f"send {MAX_TASK} at most")
+    return request
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
@@ -43,6 +44,7 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.utils import stop_background_task
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import apps.samloop.routes.datastore as own_datastore
@@ -84,6 +86,8 @@ def create_app() -> FastAPI:
         await asyncio.get_running_loop().run_in_executor(pool, instance.warm_up)
         logger.info("Ready")
         yield
+        for method in ("train", "batch_infer"):
+            stop_background_task(method)
         pool.shutdown(wait=True, cancel_futures=True)
 
     app = FastAPI(title="samloop", lifespan=lifespan, redoc_url=None, dependencies=[Depends(_check)])
@@ -179,12 +183,12 @@ async def _check(request: Request) -> None:
             raise InputError(argument, name, choices, status=404)
     if path == "/logs/gpu" and shutil.which("nvidia-smi") is None:
         raise InputError("logs", "gpu", "this server has no NVIDIA GPU", status=404)
-    kind = request.headers.get("content-type", "")
-    if kind.startswith("application/json"):
+    kind = _media_type(request.headers.get("content-type", ""))
+    if kind == "application/json" or kind.endswith("+json"):
         body = await request.body()
         if body.strip() != b"null":
             parse_object("body", body)
-    elif kind.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
+    elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         form = await request.form()
         for argument in ("params", "info"):
             text = form.get(argument)
@@ -193,15 +197,21 @@ async def _check(request: Request) -> None:
                 raise InputError(key, sent[key], "the server keeps this itself; leave it out")
 
 
+def _media_type(header: str) -> str:
+    return header.split(";")[0].strip().lower()
+
+
 class _BoundedBody:
-    """Refuses bodies that are held in memory and larger than `MAX_BODY`; forms go to disk as they come."""
+    """Refuses bodies that are held in memory and larger than `MAX_BODY`; uploads go to disk as they come."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers") or ())
-        if scope["type"] == "http" and not headers.get(b"content-type", b"").startswith(b"multipart/"):
+        form = _media_type(headers.get(b"content-type", b"").decode("latin-1")) == "multipart/form-data"
+        upload = form and scope.get("path", "").startswith(("/infer/", "/datastore/", "/session/"))
+        if scope["type"] == "http" and not upload:
             length = headers.get(b"content-length", b"0")
             if b"transfer-encoding" in headers or not length.isdigit() or int(length) > MAX_BODY:
                 detail = f"body: send its length, {MAX_BODY} bytes at most; files go into a multipart form"
@@ -217,6 +227,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     async def bad_input(_: Request, error: InputError) -> JSONResponse:
         return answer(error.status, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return answer(422, "; ".join(told))
 
     @app.exception_handler(ImageNotFoundException)
     @app.exception_handler(LabelNotFoundException)

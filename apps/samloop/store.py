@@ -122,7 +122,8 @@ class SafeDatastore(LocalDatastore):
 
     def _write(self, model: LocalDatastoreModel) -> None:
         path = Path(self._datastore_config_path)
-        write_atomic(path, json.dumps(model.model_dump(exclude={"base_path"}), default=str).encode())
+        content = model.model_dump(exclude={"base_path"})
+        write_atomic(path, json.dumps(content, default=str, allow_nan=False, ensure_ascii=False).encode())
         stat = path.stat()
         self._loaded = (stat.st_mtime_ns, stat.st_ino)
 

@@ -20,7 +20,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
 
-from apps.samloop.incoming import check_tag, parse_object, received
+from apps.samloop.incoming import check_tag, check_task, parse_object, received
 from sam_infer.errors import InputError
 from sam_infer.volumes import extension
 
@@ -97,7 +97,7 @@ def batch(
         value = values.setdefault(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 10**6:
             raise InputError(name, value, "send a whole number, 0 or more")
-    return batch_infer.run(model, images, values, run_sync)
+    return batch_infer.run(model, images, check_task(values), run_sync)
 
 
 def _session_image(instance: MONAILabelApp, session_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.utils import tasks
 
+from apps.samloop.incoming import check_task
 from sam_infer.errors import InputError
 
 router = APIRouter()
+_starting = threading.Lock()
 
 
 @router.post("/train/{model}", tags=["Train"])
@@ -27,10 +30,12 @@ def start(
 ) -> Any:
     """Start training; answers at once when there are too few accepted cases or a setting is wrong."""
     request = _checked(model, params)
-    waiting = any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train"))
-    if waiting and not enqueue:
-        raise HTTPException(429, "Train Task is Already Running; stop it, or send enqueue=true")
-    return train.run_model(model, request, run_sync, enqueue)
+    with _starting:
+        if not enqueue:
+            _refuse_second()
+        if not run_sync:
+            return train.run_model(model, request, run_sync, enqueue)
+    return train.run_model(model, request, run_sync, enqueue)  # one that waits for its end lets others ask
 
 
 @router.post("/train/", tags=["Train"], deprecated=True)
@@ -40,9 +45,12 @@ def start_all(
     user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)),
 ) -> Any:
     """Start every trainer, one after the other, as OHIF asks; ``params`` holds settings by trainer."""
-    return train.run(
-        {name: _checked(name, (params or {}).get(name)) for name in app_instance()._trainers}, run_sync
-    )
+    requests = {name: _checked(name, (params or {}).get(name)) for name in app_instance()._trainers}
+    with _starting:
+        _refuse_second()
+        if not run_sync:
+            return train.run(requests, run_sync)
+    return train.run(requests, run_sync)
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"])
@@ -56,6 +64,12 @@ def next_sample(
     return activelearning.sample(strategy, given, user.username)
 
 
+def _refuse_second() -> None:
+    waiting = any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train"))
+    if waiting or any(trainer.stats().get("running") for trainer in app_instance()._trainers.values()):
+        raise HTTPException(429, "Train Task is Already Running; stop it, or send enqueue=true")
+
+
 def _checked(model: str, params: object) -> dict[str, Any]:
     """The settings that this trainer has, checked; what else the body holds never reaches the process."""
     if params is not None and not isinstance(params, Mapping):
@@ -65,4 +79,4 @@ def _checked(model: str, params: object) -> dict[str, Any]:
     request = {key: value for key, value in (params or {}).items() if key in trainer.config()}
     trainer.check(request)
     trainer.precheck(instance.datastore())
-    return request
+    return check_task(request)
