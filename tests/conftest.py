@@ -13,6 +13,17 @@ from PIL import Image as PilImage
 DATA = Path(os.environ.get("SAMLOOP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads of torch that wait for each other are slow on a busy machine, and order sums differently."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def real_set():
     """A function that gives the folder of a labelled set by name, or skips, naming it."""
