@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sam_infer.engines.base import Engine
-from sam_infer.engines.sam import VARIANTS, SamEngine
+from sam_infer.engines.checkpoint import VARIANTS
+from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 
 BUNDLED = "bundled"

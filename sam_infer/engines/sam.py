@@ -14,11 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sam_infer.engines.base import Embedding
-from sam_infer.errors import InputError
+from sam_infer.engines.checkpoint import load_sam
 from sam_infer.types import Candidates, FloatArray, Prompts
-
-#: Registry name -> segment-anything's builder.
-VARIANTS = {"sam_vit_b": "vit_b", "sam_vit_l": "vit_l", "sam_vit_h": "vit_h"}
 
 
 class SamEngine:
@@ -75,7 +72,7 @@ class SamEngine:
         with self._loading:
             if self._model is None:
                 assert self._weights is not None
-                self._model = _load(self._name, self._weights)
+                self._model = load_sam(self._name, self._weights)
             if not getattr(self, "_ready", False):
                 self._model.to(self._device).eval()
                 self._ready = True
@@ -154,21 +151,3 @@ class SamEngine:
         mask = F.interpolate(mask, quarter, mode="bilinear", align_corners=False, antialias=True)
         low = side // 4
         return F.pad(mask, (0, low - quarter[1], 0, low - quarter[0]), value=float(mask.min()))
-
-
-def _load(name: str, weights: Path) -> Any:
-    from segment_anything import sam_model_registry
-
-    if name not in VARIANTS:
-        raise InputError("engine", name, f"segment-anything variants are {', '.join(VARIANTS)}")
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError("weights", weights.name, f"not a readable checkpoint ({error})") from error
-    model = sam_model_registry[VARIANTS[name]](checkpoint=None)
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        text = str(error).splitlines()[0]
-        raise InputError("weights", weights.name, f"not a checkpoint of {name}: {text}") from error
-    return model
