@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from sam_infer.types import Candidates, FloatArray, Prompts
+from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +57,32 @@ class Engine(Protocol):
 
         Returns:
             One `Candidates` per prompt, in order, at the slice's own resolution.
+        """
+
+
+@runtime_checkable
+class VideoEngine(Engine, Protocol):
+    """An engine that follows an object through a volume by its own memory of it, as through a video."""
+
+    def track(
+        self,
+        path: range,
+        *,
+        seeds: Mapping[int, BoolArray],
+        embedding: Callable[[int], Embedding],
+        clicks: Callable[[int], Prompts],
+        length: int,
+    ) -> Iterator[tuple[int, Candidates]]:
+        """Follow an object along a path, slice by slice; a slice is looked at only when it is asked for.
+
+        Args:
+            path: Slices in the order in which they are visited, step 1 or -1; none of them a seed.
+            seeds: (H, W) bool masks of the object on the slices where it is known, by k; those nearest to the
+                path's start count where there are more than the engine remembers.
+            embedding: Gives a slice's embedding, from `encode` of this engine or from a cache of it.
+            clicks: The user's points on a slice of the path, which correct what memory says there.
+            length: Number of slices of the volume.
+
+        Yields:
+            k and one candidate on it; its mask is empty where the engine sees no object.
         """
