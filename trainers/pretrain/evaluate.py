@@ -1,6 +1,6 @@
 """Dice of a promptable engine, set by set, beside trivial answers to the same boxes.
 
-``python -m trainers.pretrain.evaluate --data DIR --out DIR [--weights FILE]``
+``python -m trainers.pretrain.evaluate --data DIR --out DIR [--engine NAME] [--weights FILE]``
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from skimage.filters import threshold_otsu
 
 from sam_infer.engines.base import Engine
-from sam_infer.engines.bundled import BundledEngine
+from sam_infer.engines.registry import BUNDLED, create_engine
 from sam_infer.geometry import tight_box
 from sam_infer.prompts.simulated import jitter_box, next_click
 from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
@@ -191,17 +191,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain.evaluate", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, help="a weight file; default: the shipped one")
-    parser.add_argument("--engine-bundled", action="store_true", help="the shipped weights, said plainly")
+    parser.add_argument("--engine", default=BUNDLED, help="name of the engine, as in the project file")
+    parser.add_argument("--weights", type=Path, help="its weight file; bundled: the shipped one by default")
     parser.add_argument("--per-set", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--benchmark-only", action="store_true", help="leave the held-out patients out")
+    parser.add_argument(
+        "--part", choices=("all", "benchmark", "held-out"), default="all",
+        help="benchmark: sets that never train; held-out: patients kept out of those that do, for decisions",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    engine = BundledEngine(weights=None if given.engine_bundled else given.weights)
-    cases = list(benchmark_cases(given.data, given.per_set, given.seed))
-    if not given.benchmark_only:
+    engine = create_engine(given.engine, weights=given.weights)
+    cases: list[Case] = []
+    if given.part != "held-out":
+        cases += benchmark_cases(given.data, given.per_set, given.seed)
+    if given.part != "benchmark":
         cases += held_out_cases(given.data, given.per_set, given.seed)
     result = evaluate(engine, cases, given.seed)
     given.out.mkdir(parents=True, exist_ok=True)
