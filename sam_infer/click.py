@@ -15,7 +15,7 @@ from sam_infer.geometry import Region, put_slice, slice_distance
 from sam_infer.intensity import Window
 from sam_infer.prompts.request import Clicks, choose_slice
 from sam_infer.propagate import StopRule, mask_logits, propagate
-from sam_infer.types import Box, Candidates, Prompts
+from sam_infer.types import Box, Candidates, Crop, Prompts
 from sam_infer.volumes import Image, empty_labelmap
 
 
@@ -30,6 +30,8 @@ class Segmented:
         ignored_points: Clicks that lie on other slices than the one that a 2D request is about.
         cached: True where every prompted slice's embedding was in the cache.
         stops: 3D only: why the propagation ended, by slice.
+        crop: The part of the prompted slice (of several, of the first that was zoomed) that was encoded by
+            itself; None = the whole slice.
     """
 
     labelmap: NDArray[np.uint8]
@@ -38,6 +40,7 @@ class Segmented:
     ignored_points: int
     cached: bool
     stops: dict[int, str]
+    crop: Crop | None
 
 
 def _on_slice(clicks: Clicks, k: int, box: Box | None) -> Prompts:
@@ -49,7 +52,13 @@ def _on_slice(clicks: Clicks, k: int, box: Box | None) -> Prompts:
 
 
 def click_slice(
-    image: Image, clicks: Clicks, *, encoder: SliceEncoder, window: Window, mark: Callable[[str], None]
+    image: Image,
+    clicks: Clicks,
+    *,
+    encoder: SliceEncoder,
+    window: Window,
+    mark: Callable[[str], None],
+    zoom: bool | None = None,
 ) -> Segmented:
     """Segment the object on one slice.
 
@@ -59,6 +68,7 @@ def click_slice(
         encoder: Encodes and decodes slices.
         window: The intensity window.
         mark: Called with a stage's name when the stage has ended, for latencies.
+        zoom: Whether a small object is encoded by itself; see `SliceEncoder`.
 
     Raises:
         InputError: When the slice cannot be known or nothing on it says where the object is.
@@ -73,9 +83,9 @@ def click_slice(
             prompts.points.tolist(),
             f"slice {k} has no foreground point, box or mask; add a foreground point on it",
         )
-    _, cached = encoder.embedding(image, k, window)
+    cached = encoder.prepare(image, k, window, prompts, zoom=zoom)
     mark("encode")
-    found = encoder.decode_history(image, k, window, prompts)
+    found = encoder.decode_history(image, k, window, prompts, zoom=zoom)
     mark("decode")
     labelmap = empty_labelmap(image.shape)
     put_slice(labelmap, k, found.mask())
@@ -86,6 +96,7 @@ def click_slice(
         ignored_points=len(clicks.foreground) + len(clicks.background) - len(prompts.points),
         cached=cached,
         stops={},
+        crop=found.crop,
     )
 
 
@@ -96,6 +107,7 @@ def click_volume(
     encoder: SliceEncoder,
     window: Window,
     mark: Callable[[str], None],
+    zoom: bool | None = None,
     rule: StopRule | None = None,
 ) -> Segmented:
     """Segment the whole object: decode the prompted slices, then propagate in both directions.
@@ -110,6 +122,8 @@ def click_volume(
         encoder: Encodes and decodes slices.
         window: The intensity window.
         mark: Called with a stage's name when the stage has ended, for latencies.
+        zoom: Whether a small object is encoded by itself, see `SliceEncoder`; the neighbouring slices follow
+            the prompted ones.
         rule: When propagation stops.
 
     Raises:
@@ -118,15 +132,18 @@ def click_volume(
     """
     seeds = _seeds(image, clicks)
     cached = True
-    for k in seeds:
-        cached &= encoder.embedding(image, k, window)[1]
+    for k, prompts in seeds.items():
+        cached &= encoder.prepare(image, k, window, prompts, zoom=zoom)
     mark("encode")
+    decoded = {
+        k: encoder.decode_history(image, k, window, prompts, zoom=zoom) for k, prompts in seeds.items()
+    }
+    mark("decode")
+    crop = next((found.crop for found in decoded.values() if found.crop is not None), None)
 
     def decode(k: int, prompts: Sequence[Prompts]) -> list[Candidates]:
-        return encoder.decode(image, k, window, prompts)
+        return encoder.decode(image, k, window, prompts, zoom=crop is not None)
 
-    decoded = {k: encoder.decode_history(image, k, window, prompts) for k, prompts in seeds.items()}
-    mark("decode")
     if clicks.existing is not None:
         volume = correct_volume(
             clicks.existing,
@@ -156,6 +173,7 @@ def click_volume(
         ignored_points=0,
         cached=cached,
         stops=volume.stops,
+        crop=crop,
     )
 
 

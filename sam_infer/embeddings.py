@@ -1,145 +1,171 @@
-"""Slices encoded once, and click histories decoded one click at a time."""
+"""An engine behind its caches: slices and crops encoded once, clicks decoded once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from sam_infer.cache import ByteLru
-from sam_infer.correct import correct_slice
+from sam_infer.embeddingstore import EmbeddingStore, Packed, content_key, pack
 from sam_infer.engines.base import Embedding, Engine
 from sam_infer.geometry import slice_image
+from sam_infer.history import ClickHistories
 from sam_infer.intensity import Window
-from sam_infer.propagate import mask_logits
-from sam_infer.types import Candidates, FloatArray, Prompts
+from sam_infer.types import Candidates, Crop, FloatArray, Prompts
 from sam_infer.volumes import Image
-
-#: Clicks replayed one by one at most when none of their history is known.
-REPLAY = 8
+from sam_infer.zoom import choose_crop, crop_prompts, holds, leaves, paste
 
 
 class SliceEncoder:
-    """An engine behind a cache of slice embeddings and of decoded click histories.
+    """An engine behind caches of embeddings, in memory and on disk, and of decoded click histories.
 
-    Cache keys hold the file's identity, the window, the slice and the engine's fingerprint, so a changed
-    file, window or model never meets a stale entry. Nothing is kept per user: a history is known by its
-    prompts, so two readers of one image cannot continue each other's object by accident.
+    In memory, keys hold the file's identity, the window, the slice or crop and the engine's fingerprint; on
+    disk, the pixels that the engine sees and its fingerprint (`sam_infer.embeddingstore.content_key`). So a
+    changed file, window or model never meets a stale entry. Nothing is kept per user.
+
+    ``zoom`` in the methods: True = encode a crop around what the prompts say (`sam_infer.zoom`), False = the
+    whole slice, None = a crop where there is a box, and for clicks and masks too where the engine encodes
+    fast. An engine that looks at a slice's own pixels needs no zoom, and then none is made.
 
     Args:
         engine: The engine.
+        store: Embeddings on disk, of images that are stored themselves; None keeps them in memory only.
         embedding_bytes: Limit of the embeddings in memory.
         history_bytes: Limit of the decoded histories in memory.
     """
 
     def __init__(
-        self, *, engine: Engine, embedding_bytes: int = 512 << 20, history_bytes: int = 128 << 20
+        self,
+        *,
+        engine: Engine,
+        store: EmbeddingStore | None = None,
+        embedding_bytes: int = 512 << 20,
+        history_bytes: int = 128 << 20,
     ) -> None:
         self.engine = engine
-        self._embeddings: ByteLru[Embedding] = ByteLru(limit=embedding_bytes, size_of=lambda e: e.nbytes)
-        self._histories: ByteLru[Candidates] = ByteLru(
-            limit=history_bytes, size_of=lambda c: c.logits.nbytes + c.iou.nbytes
-        )
+        self.store = store
+        self._embeddings: ByteLru[Packed] = ByteLru(limit=embedding_bytes, size_of=lambda e: e.nbytes)
+        self._histories = ClickHistories(limit=history_bytes)
 
-    def slice_values(self, image: Image, k: int, window: Window) -> FloatArray:
-        """Slice ``k`` windowed to 0..1, (H, W) or (H, W, 3) float32."""
-        return window.apply(slice_image(image.array, k))
+    def slice_values(self, image: Image, k: int, window: Window, *, crop: Crop | None = None) -> FloatArray:
+        """Slice ``k`` or its crop windowed to 0..1, (H, W) or (H, W, 3) float32."""
+        pixels = slice_image(image.array, k)
+        if crop is not None:
+            pixels = pixels[crop[1] : crop[3] + 1, crop[0] : crop[2] + 1]
+        return window.apply(pixels)
 
     def _key(self, image: Image, k: int, window: Window) -> tuple[Hashable, ...]:
         return (image.key, k, window, self.engine.fingerprint)
 
-    def embedding(self, image: Image, k: int, window: Window) -> tuple[Embedding, bool]:
-        """The embedding of slice ``k``, and whether it was in the cache."""
-        return self._embeddings.get_or_make(
-            self._key(image, k, window), lambda: self.engine.encode(self.slice_values(image, k, window))
-        )
+    def embedding(
+        self, image: Image, k: int, window: Window, *, crop: Crop | None = None
+    ) -> tuple[Embedding, bool]:
+        """The embedding of slice ``k`` or of its crop, and whether nothing had to be encoded for it."""
+        encoded = False
 
-    def decode(self, image: Image, k: int, window: Window, prompts: Sequence[Prompts]) -> list[Candidates]:
-        """Decode prompts on one slice as they are, in one call of the engine."""
-        return self.engine.decode(self.embedding(image, k, window)[0], prompts)
+        def make() -> Packed:
+            nonlocal encoded
+            values = self.slice_values(image, k, window, crop=crop)
+            encoding = self.engine.encoding
+            store = self.store if encoding is not None and not image.transient else None
+            key = content_key(values, self.engine.fingerprint) if store is not None else ""
+            packed = store.get(key) if store is not None else None
+            if packed is None:
+                encoded = True
+                packed = pack(self.engine.encode(values), narrow=encoding is not None)
+                if store is not None:
+                    store.put(key, packed)
+            return packed if encoding is None else packed.on(encoding.device)
 
-    def decode_history(self, image: Image, k: int, window: Window, prompts: Prompts) -> Candidates:
+        packed, _ = self._embeddings.get_or_make((*self._key(image, k, window), crop), make)
+        return packed.unpacked(), not encoded
+
+    def prepare(
+        self, image: Image, k: int, window: Window, prompts: Prompts, *, zoom: bool | None = None
+    ) -> bool:
+        """Encode what `decode_history` will look at first; whether nothing had to be encoded."""
+        if self._histories.knows(self._base(image, k, window, prompts, zoom), prompts):
+            return True
+        return self.embedding(image, k, window, crop=self._crop(image, prompts, zoom=zoom))[1]
+
+    def decode(
+        self,
+        image: Image,
+        k: int,
+        window: Window,
+        prompts: Sequence[Prompts],
+        *,
+        zoom: bool | None = False,
+    ) -> list[Candidates]:
+        """Decode prompts on one slice as they are, in one call of the engine and from one crop."""
+        return self._decode(image, k, window, prompts, self._crop(image, *prompts, zoom=zoom))
+
+    def decode_history(
+        self, image: Image, k: int, window: Window, prompts: Prompts, *, zoom: bool | None = None
+    ) -> Candidates:
         """Decode clicks as corrections of one another: each sees the logits that the one before it gave.
 
-        What a click changes is checked by `sam_infer.correct.correct_slice`.
-
-        The state before the last click is taken from the cache where it is there (then only the last click is
-        decoded, and an undone click costs nothing); otherwise up to `REPLAY` clicks are replayed, foreground
-        first.
+        See `sam_infer.history.ClickHistories.answer`. A history keeps its crop until a foreground click lies
+        beyond it. Clicks alone do not tell an object's size: where they are zoomed, the mask that they give
+        on the whole slice does.
 
         Args:
             image: The image.
             k: Slice index.
             window: The window.
             prompts: All clicks so far, the box, and in ``mask_logits`` the mask that is being corrected.
+            zoom: See the class.
         """
-        base = self._key(image, k, window)
-        if prompts.mask_logits is not None:
-            base = (*base, hashlib.sha256(prompts.mask_logits.tobytes()).hexdigest())
-        return self._state(base, self.embedding(image, k, window)[0], prompts, REPLAY)
+        zoomed = self._zooms(zoom, prompts)
 
-    def _state(
-        self, base: tuple[Hashable, ...], embedding: Embedding, prompts: Prompts, replay: int
-    ) -> Candidates:
-        key = _state_key(base, prompts)
-        known = self._histories.get(key)
-        if known is not None:
-            return known
-        before = self._before(base, embedding, prompts, replay)
-        if before is not None:
-            prompts = replace(prompts, mask_logits=before.logits)
-        decoded = self.engine.decode(embedding, [prompts])[0]
-        logits = decoded.logits[decoded.best]
-        if before is not None:
-            logits = correct_slice(before.logits, logits, point=before.point, label=before.label)
-        best = Candidates(logits=logits[None], iou=decoded.iou[decoded.best][None])
-        self._histories.put(key, best)
-        return best
+        def decode(prompts: Prompts, before: Candidates | None) -> Candidates:
+            if before is not None and (before.crop is None or holds(before.crop, prompts.positive)):
+                crop = before.crop
+            else:
+                crop = self._crop(image, prompts, zoom=zoomed)
+            found = self._decode(image, k, window, [prompts], crop)[0]
+            if before is not None or prompts.box is not None or prompts.mask_logits is not None:
+                return found
+            shown = replace(prompts, mask_logits=found.logits[found.best])
+            crop = self._crop(image, shown, zoom=zoomed)
+            if crop is None:
+                return found
+            closer = self._decode(image, k, window, [shown], crop)[0]
+            return found if closer.crop is None else closer
 
-    def _before(
-        self, base: tuple[Hashable, ...], embedding: Embedding, prompts: Prompts, replay: int
-    ) -> _Before | None:
-        """What there was before the last click; None where that was nothing, or is too long ago to replay."""
-        found = [_without_last(prompts, label) for label in (0, 1)]
-        options = [option for option in found if option is not None]
-        for parent, point, label in options:
-            if not len(parent.points) and parent.box is None and parent.mask_logits is not None:
-                return _Before(logits=parent.mask_logits, point=point, label=label)
-            known = self._histories.get(_state_key(base, parent))
-            if known is not None:
-                break
-        else:
-            if not options or not replay:
-                return None
-            parent, point, label = options[0]
-            known = self._state(base, embedding, parent, replay - 1)
-        logits = known.logits[0]
-        if prompts.mask_logits is not None:  # a mask that is being corrected stays as sure as it was sent
-            logits = mask_logits(logits > 0)
-        return _Before(logits=logits, point=point, label=label)
+        return self._histories.answer(self._base(image, k, window, prompts, zoom), prompts, decode)
 
+    def _base(
+        self, image: Image, k: int, window: Window, prompts: Prompts, zoom: bool | None
+    ) -> tuple[Hashable, ...]:
+        """What a history lies on."""
+        mask = prompts.mask_logits
+        sent = None if mask is None else hashlib.sha256(np.ascontiguousarray(mask).data).hexdigest()
+        return (*self._key(image, k, window), self._zooms(zoom, prompts), sent)
 
-@dataclass(frozen=True, kw_only=True)
-class _Before:
-    logits: FloatArray
-    point: tuple[int, int]
-    label: int
+    def _zooms(self, zoom: bool | None, *prompts: Prompts) -> bool:
+        encoding = self.engine.encoding
+        if encoding is None or zoom is False:
+            return False
+        return bool(zoom) or encoding.cheap or any(prompt.box is not None for prompt in prompts)
 
+    def _crop(self, image: Image, *prompts: Prompts, zoom: bool | None) -> Crop | None:
+        encoding = self.engine.encoding
+        if encoding is None or not self._zooms(zoom, *prompts):
+            return None
+        return choose_crop(prompts, (image.shape[1], image.shape[0]), encoding.side)
 
-def _state_key(base: tuple[Hashable, ...], prompts: Prompts) -> Hashable:
-    return (*base, prompts.box, prompts.positive.tobytes(), prompts.negative.tobytes())
-
-
-def _without_last(prompts: Prompts, label: int) -> tuple[Prompts, tuple[int, int], int] | None:
-    """The prompts before their last click of this label, that click, its label; None where none is left."""
-    indices = np.flatnonzero(prompts.point_labels == label)
-    if not len(indices):
-        return None
-    last = indices[-1]
-    parent = replace(
-        prompts, points=np.delete(prompts.points, last, 0), point_labels=np.delete(prompts.point_labels, last)
-    )
-    x, y = prompts.points[last]
-    return None if parent.is_empty else (parent, (int(x), int(y)), label)
+    def _decode(
+        self, image: Image, k: int, window: Window, prompts: Sequence[Prompts], crop: Crop | None
+    ) -> list[Candidates]:
+        """Decode from a crop; from the whole slice where there is none, or an object does not end in it."""
+        if crop is not None:
+            embedding = self.embedding(image, k, window, crop=crop)[0]
+            inside = self.engine.decode(embedding, [crop_prompts(prompt, crop) for prompt in prompts])
+            found = [paste(one, crop, (image.shape[1], image.shape[0])) for one in inside]
+            if not any(leaves(one.mask(), crop) for one in found):
+                return found
+        return self.engine.decode(self.embedding(image, k, window)[0], prompts)

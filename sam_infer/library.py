@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ class ImageLibrary:
         self._ct = ct
         self._other = other
 
-    def read(self, path: Path | str) -> Image:
+    def read(self, path: Path | str, *, transient: bool = False) -> Image:
         """The image of a file; see `sam_infer.volumes.read_image` for the errors."""
         path = Path(path)
         if not path.is_file():
             return read_image(path)
-        return self._images.get_or_make(file_key(path), lambda: read_image(path))[0]
+        image, _ = self._images.get_or_make(file_key(path), lambda: read_image(path))
+        return replace(image, transient=transient)
 
     def window_for(self, image: Image, request: Mapping[str, Any]) -> Window:
         """The window of an image for a request (its ``window_level`` and ``window_width``, if sent)."""

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
+#: (x0, y0, x1, y1): a rectangle of whole pixels of a slice, the outermost included.
+Crop = tuple[int, int, int, int]
 
 
 def _no_points() -> FloatArray:
@@ -76,10 +78,12 @@ class Candidates:
     Args:
         logits: (M, H, W) float32 at the slice's own resolution; > 0 is foreground.
         iou: (M,) float32, the predicted intersection over union of each candidate, 0 to 1.
+        crop: The part of the slice that was encoded by itself (`sam_infer.zoom`); None = the whole slice.
     """
 
     logits: FloatArray
     iou: FloatArray
+    crop: Crop | None = None
 
     @property
     def best(self) -> int:

@@ -42,6 +42,7 @@ class Image:
         key: Identity of the file's content (path, time, size): part of every cache key.
         flat: True for picture files (PNG, JPEG), which have no third dimension.
         placed: False where the file says nothing of its place in the world.
+        transient: True for an image that a client sent along: nothing of it is written to disk.
     """
 
     array: NDArray
@@ -49,6 +50,7 @@ class Image:
     key: tuple
     flat: bool
     placed: bool = True
+    transient: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:

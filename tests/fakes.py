@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from sam_infer.engines.base import Embedding
+from sam_infer.engines.base import Embedding, Encoding
 from sam_infer.types import Candidates
 
 
@@ -18,6 +18,7 @@ class ThresholdEngine:
 
     name = "threshold"
     fingerprint = "threshold-1"
+    encoding = None
 
     def __init__(self):
         self.encoded = 0
@@ -50,3 +51,34 @@ class ThresholdEngine:
         mask = np.isin(labels, sorted(chosen))
         logits = np.where(mask, 5.0, -5.0).astype(np.float32)[None]
         return Candidates(logits=logits, iou=np.array([0.9 if mask.any() else 0.0], np.float32))
+
+
+class CoarseEngine(ThresholdEngine):
+    """Sees a slice resampled to ``side`` pixels, as SAM does, so that small objects blur away.
+
+    ``shapes`` holds the (H, W) of all that was encoded.
+    """
+
+    name = "coarse"
+
+    def __init__(self, side=64, *, cheap=False, fingerprint="coarse-1"):
+        super().__init__()
+        self.encoding = Encoding(side=side, cheap=cheap, device="cpu")
+        self.fingerprint = fingerprint
+        self.shapes = []
+
+    def encode(self, image):
+        self.encoded += 1
+        self.shapes.append(image.shape[:2])
+        grey = torch.from_numpy(np.ascontiguousarray(image.mean(axis=-1) if image.ndim == 3 else image))
+        scale = self.encoding.side / max(grey.shape)
+        small = [max(1, round(n * scale)) for n in grey.shape]
+        mode = {"mode": "area"} if scale < 1 else {"mode": "bilinear", "align_corners": False}
+        seen = torch.nn.functional.interpolate(grey[None, None], small, **mode)
+        return Embedding(image_size=tuple(grey.shape), features={"image": seen})
+
+    def decode(self, embedding, prompts):
+        grey = torch.nn.functional.interpolate(
+            embedding.features["image"], embedding.image_size, mode="bilinear", align_corners=False
+        )
+        return [self._one(grey[0, 0].numpy(), prompt) for prompt in prompts]

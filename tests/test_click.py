@@ -12,7 +12,7 @@ from sam_infer.library import ImageLibrary
 from sam_infer.tasks.click import ClickInfer
 from sam_infer.types import Candidates
 from tests.conftest import ball, disc, save_png
-from tests.fakes import ThresholdEngine
+from tests.fakes import CoarseEngine, ThresholdEngine
 
 SHAPE = (60, 50, 30)
 BALL = ball(SHAPE, (20, 15, 14), 9)
@@ -227,6 +227,23 @@ def test_a_click_on_a_sent_mask_keeps_what_it_is_not_about(make, ct, engine, mon
     np.testing.assert_array_equal(mask, sent)
 
 
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_a_reply_says_which_part_was_encoded_by_itself(ct, dimension):
+    """The box is a fifth of the slice; the engine sees 32 pixels of a side."""
+    engine = CoarseEngine(side=32)
+    encoder, library = SliceEncoder(engine=engine), ImageLibrary(limit=1 << 30)
+    task = ClickInfer(encoder=encoder, library=library, dimension=dimension)
+    box = {"roi": [14, 26, 9, 21, 7, 7], **WINDOW}
+    _, params = ask(task, ct, **box)
+    x0, y0, x1, y1 = params["crop"]
+    assert x0 <= 14 < 26 <= x1
+    assert y0 <= 9 < 21 <= y1
+    assert max(engine.shapes) <= (y1 - y0 + 1, x1 - x0 + 1), "neighbouring slices follow"
+    _, params = ask(task, ct, **box, zoom=False)
+    assert params["crop"] is None
+    assert max(engine.shapes) == SHAPE[1::-1]
+
+
 def test_readers_with_different_clicks_do_not_meet(make, ct):
     task = make(2)
     left, _ = ask(task, ct, foreground=[[20, 15, 14]], **WINDOW)
@@ -279,6 +296,8 @@ def test_viewers_habits_are_accepted(make, ct):
         ({"foreground": [[1, 1, 1]], "window_level": "a", "window_width": "b"}, "two numbers"),
         ({"foreground": [[1, 1, 1]], "window_level": [1], "window_width": 5}, "window_level"),
         ({"foreground": [[1, 1, 1]], "label": ["a"]}, "label"),
+        ({"foreground": [[1, 1, 1]], "zoom": "near"}, "zoom = 'near': send true, false"),
+        ({"foreground": [[1, 1, 1]], "zoom": 2}, "zoom = 2"),
         ({"foreground": [[1, 1, 1]], "result_extension": ".exe"}, "result_extension"),
         ({"foreground": [[1, 1, 1]], "result_extension": ".png"}, "result_extension"),
     ],

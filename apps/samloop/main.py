@@ -18,6 +18,7 @@ from apps.samloop.incoming import check_tag
 from apps.samloop.project import Project, load_project, override
 from apps.samloop.store import HOME, SafeDatastore
 from sam_infer.embeddings import SliceEncoder
+from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
@@ -54,6 +55,7 @@ class SamloopApp(MONAILabelApp):
             engine=create_engine(
                 self.project.engine, weights=self.project.weights, device=self.project.device
             ),
+            store=embedding_store(self.project, self.home),
             embedding_bytes=self.project.embeddings_mb << 20,
         )
         super().__init__(
@@ -159,6 +161,7 @@ class SamloopApp(MONAILabelApp):
             raise InputError(
                 "label_tag", tag, "a result is not accepted by the one who made it; use another tag"
             )
+        request["transient"] = "image_path" in request
         request["image"] = request.pop("image_path", None) or self.image_path(image_id, datastore)
         path, params = task(request)
         label = path
@@ -222,6 +225,13 @@ class SamloopApp(MONAILabelApp):
         embedding = engine.encode(np.zeros((64, 64), np.float32))
         point = Prompts(points=np.array([[32, 32]], np.float32), point_labels=np.array([1]))
         engine.decode(embedding, [point, Prompts(box=(16, 16, 48, 48))])
+
+
+def embedding_store(project: Project, home: Path) -> EmbeddingStore | None:
+    """Where embeddings are kept on disk; None where the project wants none."""
+    if not project.embeddings_disk_mb:
+        return None
+    return EmbeddingStore(folder=home / "embeddings", limit=project.embeddings_disk_mb << 20)
 
 
 def _cores() -> int:

@@ -40,6 +40,7 @@ class Project:
         group: Regular expression that groups case ids for the split; None = each case by itself.
         volumes_mb: Limit of images in memory.
         embeddings_mb: Limit of slice embeddings in memory.
+        embeddings_disk_mb: Limit of slice embeddings on disk; 0 = none are kept there.
         infer_workers: Inferences at once.
     """
 
@@ -57,6 +58,7 @@ class Project:
     group: str | None
     volumes_mb: int
     embeddings_mb: int
+    embeddings_disk_mb: int
     infer_workers: int
 
     @property
@@ -130,8 +132,9 @@ def _project(settings: Mapping[str, Any]) -> Project:
     except (re.error, TypeError) as error:
         raise InputError("split.group", group, f"not a regular expression: {error}") from error
     for key, value in limits.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"limits.{key}", value, "give a whole number, 1 or more")
+        least = 0 if key == "embeddings_disk_mb" else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"limits.{key}", value, f"give a whole number, {least} or more")
     weights = engine["weights"]
     return Project(
         name=str(settings["name"]),

@@ -29,6 +29,21 @@ class Embedding:
         return sum(t.element_size() * t.nelement() for t in self.features.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How an engine's `encode` sees a slice, and what that costs.
+
+    Args:
+        side: Longest side, in pixels, to which a slice is resampled before it is encoded.
+        cheap: True where encoding takes no longer than people wait for a click, some 0.3 s.
+        device: Torch device of the features.
+    """
+
+    side: int
+    cheap: bool
+    device: str
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Turns a slice image and prompts into masks. Implementations are safe to call from threads."""
@@ -40,6 +55,14 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes whenever the weights or the preprocessing change; part of every cache key."""
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """What `encode` does.
+
+        None where an embedding is little more than the slice itself and `decode` reads its pixels at full
+        resolution: then there is nothing to keep on disk, to encode ahead, or to gain from a crop.
+        """
 
     def encode(self, image: FloatArray) -> Embedding:
         """Encode one slice.

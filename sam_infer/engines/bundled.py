@@ -71,6 +71,11 @@ class BundledEngine:
                 self._digest = hashlib.sha256(_existing(self._weights).read_bytes()).hexdigest()
             return f"{self._digest}-crop{promptchannels.VERSION}"
 
+    @property
+    def encoding(self) -> None:
+        """None: crops are taken from the slice's own pixels when prompts are decoded."""
+        return None
+
     def encode(self, image: FloatArray) -> Embedding:
         """Keep the grey image and its 2, 4 and 8 times reduced means.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam_infer.engines.base import Embedding
+from sam_infer.engines.base import Embedding, Encoding
 from sam_infer.engines.checkpoint import load_sam
 from sam_infer.engines.framing import SAM, Framing
 from sam_infer.types import Candidates, FloatArray, Prompts
@@ -83,6 +83,12 @@ class SamEngine:
                 self._model.to(self._device).eval()
                 self._ready = True
             return self._model
+
+    @property
+    def encoding(self) -> Encoding:
+        """The image side of the model; a ViT is cheap on a GPU only."""
+        side = int(self.model.image_encoder.img_size)
+        return Encoding(side=side, cheap=self._device.type == "cuda", device=str(self._device))
 
     @torch.inference_mode()
     def encode(self, image: FloatArray) -> Embedding:

@@ -53,6 +53,16 @@ def parse_slice(value: object, shape: tuple[int, int, int]) -> int | None:
     return int(number)
 
 
+def parse_zoom(value: object) -> bool | None:
+    """``zoom``: true, false, or "auto" (also None and ""), which is None."""
+    known: dict[object, bool | None] = {"auto": None, "": None, "true": True, "false": False}
+    if value is None or isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.lower() not in known:
+        raise InputError("zoom", value, 'send true, false or "auto"')
+    return known[value.lower()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clicks:
     """The prompts of one object, in voxels.

@@ -12,7 +12,7 @@ from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 from sam_infer.library import ImageLibrary
-from sam_infer.prompts.request import Clicks, parse_clicks
+from sam_infer.prompts.request import Clicks, parse_clicks, parse_zoom
 from sam_infer.tasks.reply import write_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.volumes import Image, read_labelmap
@@ -28,6 +28,7 @@ class ClickInfer(InferTask):
 
     Request: ``image`` (path), ``foreground``, ``background`` (voxels, or column and row on a 2D image),
     ``roi`` ([i0, i1, j0, j1, k0, k1]), ``slice``, ``label`` (its name), ``window_level``, ``window_width``,
+    ``zoom`` (true, false or "auto"),
     ``label_file`` (path of a mask to correct), ``result_extension``, ``result_compress``.
 
     Args:
@@ -42,7 +43,7 @@ class ClickInfer(InferTask):
             labels=[],
             dimension=dimension,
             description=DESCRIPTION[dimension].format(engine=encoder.engine.name),
-            config={"window_level": "", "window_width": ""},
+            config={"window_level": "", "window_width": "", "zoom": "auto"},
         )
         self._encoder = encoder
         self._library = library
@@ -57,14 +58,15 @@ class ClickInfer(InferTask):
         label = request.get("label") or "object"
         if not isinstance(label, str):
             raise InputError("label", label, "send the name of the label that is being drawn")
-        image = self._library.read(request["image"])
+        image = self._library.read(request["image"], transient=bool(request.get("transient")))
         sent = request.get("label_file")
         existing = read_labelmap(sent, image) > 0 if sent else None
         clicks = parse_clicks(request, image.shape, existing=existing)
+        zoom = parse_zoom(request.get("zoom"))
         window = self._library.window_for(image, request)
         watch.mark("load")
         run = click_slice if self.dimension == 2 or image.shape[2] == 1 else click_volume
-        found = run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark)
+        found = run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark, zoom=zoom)
         path = write_reply(found.labelmap, image, request)
         watch.mark("write")
         return path, self._report(label, clicks, found, image, window, watch)
@@ -94,5 +96,6 @@ class ClickInfer(InferTask):
             "window": {"level": window.level, "width": window.width},
             "engine": self._encoder.engine.name,
             "embedding_cached": found.cached,
+            "crop": None if found.crop is None else list(found.crop),
             "latencies": watch.total(),
         }

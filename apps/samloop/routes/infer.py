@@ -25,7 +25,7 @@ from sam_infer.errors import InputError
 from sam_infer.volumes import extension
 
 #: Request keys that only the server sets; a client's are dropped.
-SERVER_KEYS = ("model", "image", "image_path", "label_file", "session", "description")
+SERVER_KEYS = ("model", "image", "image_path", "label_file", "session", "description", "transient")
 #: What a client may set for a batch; all else of the request belongs to the server.
 BATCH_KEYS = (
     "label_tag",
