@@ -8,8 +8,8 @@ import torch
 
 from sam_infer.engines.sam2model import build_sam2
 
-#: A quarter of the real side, so that tests are fast.
-SIDE = 256
+#: An eighth of the real side, so that tests are fast.
+SIDE = 128
 
 
 def random_sam2(name="sam2.1_tiny", *, side: int | None = SIDE, seed: int = 0):
@@ -24,6 +24,9 @@ def random_sam2(name="sam2.1_tiny", *, side: int | None = SIDE, seed: int = 0):
                 value.normal_(0, 0.5)
         for block in model.memory_encoder.fuser.layers:
             block.gamma.fill_(1.0)
+        for layer in model.memory_attention.layers:
+            for part, factor in (("q_proj", 5), ("k_proj", 5), ("v_proj", 3), ("out_proj", 3)):
+                getattr(layer.cross_attn_image, part).weight.mul_(factor)
         for head in model.sam_mask_decoder.output_hypernetworks_mlps:
             head.layers[-1].weight.mul_(30)
             head.layers[-1].bias.mul_(30)

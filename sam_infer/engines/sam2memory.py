@@ -158,9 +158,9 @@ class SliceMemory:
         """Drop what the slice after ``k`` does not look at any more."""
         model = self._model
         for n in list(self._followed):
-            if abs(k - n) >= model.max_obj_ptrs_in_encoder:
+            if abs(k - n) >= model.max_obj_ptrs_in_encoder - 1:
                 del self._followed[n]
-            elif abs(k - n) >= model.num_maskmem:
+            elif abs(k - n) >= model.num_maskmem - 1:
                 self._followed[n] = {"obj_ptr": self._followed[n]["obj_ptr"]}
 
     def _upsample(self, low: torch.Tensor) -> torch.Tensor:
