@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sam_infer.engines.base import Embedding
+from sam_infer.engines.base import Embedding, Encoding
 from sam_infer.engines.batches import decode_by_shape
 from sam_infer.engines.sam2memory import STRONGEST, SliceMemory, high_resolution
 from sam_infer.engines.sam2model import load_sam2
@@ -96,6 +96,13 @@ class Sam2Engine:
                 self._model.to(self._device).eval()
                 self._ready = True
             return self._model
+
+    @property
+    def encoding(self) -> Encoding:
+        """The image side of the model; encoding is cheap on a GPU only."""
+        return Encoding(
+            side=int(self.model.image_size), cheap=self._device.type == "cuda", device=str(self._device)
+        )
 
     def encode(self, image: FloatArray) -> Embedding:
         """Encode one slice; see `sam_infer.engines.base.Engine.encode`."""
