@@ -197,13 +197,9 @@ def test_missing_and_wrong_checkpoints_are_told(tmp_path):
         Sam2Engine()
     with pytest.raises(InputError, match=r"SAM 2 variants are sam2\.1_tiny"):
         Sam2Engine(name="sam2.1_huge", weights=tmp_path / "x.pt").encode(slice_)
-    for content in ({"a": torch.zeros(1)}, {"model": {"a": torch.zeros(1)}}, [1]):
-        torch.save(content, tmp_path / "wrong.pt")
-        with pytest.raises(InputError, match=r"wrong\.pt.*not a checkpoint of sam2\.1_tiny"):
-            Sam2Engine(weights=tmp_path / "wrong.pt").encode(slice_)
-    (tmp_path / "garbage.pt").write_bytes(b"garbage")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        Sam2Engine(weights=tmp_path / "garbage.pt").encode(slice_)
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "wrong.pt")
+    with pytest.raises(InputError, match=r"wrong\.pt.*not a checkpoint of SAM 2\.1 tiny: lacks"):
+        Sam2Engine(weights=tmp_path / "wrong.pt").encode(slice_)
 
 
 @pytest.mark.slow

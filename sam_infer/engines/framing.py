@@ -137,7 +137,7 @@ class Framing:
         from PIL import Image
 
         pillow = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(pillow)
+        return np.array(pillow)
 
 
 SAM = Framing()

@@ -5,36 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 
 from sam_infer.engines.base import Engine
-from sam_infer.engines.checkpoint import VARIANTS
-from sam_infer.engines.sam import SamEngine
+from sam_infer.engines.catalog import CATALOG, Entry
+from sam_infer.engines.location import find
 from sam_infer.errors import InputError
 
-BUNDLED = "bundled"
-NAMES = (BUNDLED, *VARIANTS)
+NAMES = tuple(CATALOG)
+
+
+def entry_of(name: str) -> Entry:
+    """The catalogue's entry of an engine.
+
+    Raises:
+        InputError: When there is none of that name.
+    """
+    if name not in CATALOG:
+        raise InputError("engine", name, f"choose one of {', '.join(NAMES)}")
+    return CATALOG[name]
 
 
 def create_engine(name: str, *, weights: Path | None = None, device: str = "cpu") -> Engine:
-    """Create an engine; its weights load on first use.
+    """Create an engine; its weights load on first use. Nothing is ever fetched here.
 
     Args:
         name: One of `NAMES`.
-        weights: Checkpoint file; the bundled engine brings its own.
+        weights: Checkpoint file, or a folder that holds it under the catalogue's name; None = the packaged
+            file or the one in the cache folder.
         device: Torch device.
 
     Raises:
-        InputError: When the name is unknown or a checkpoint is needed and missing.
+        InputError: When the name is unknown or the checkpoint is missing.
     """
-    if name == BUNDLED:
+    entry = entry_of(name)
+    path = find(entry, weights)
+    if entry.family == "bundled":
         from sam_infer.engines.bundled import BundledEngine
 
-        return BundledEngine(weights=weights, device=device)
-    if name not in VARIANTS:
-        raise InputError("engine", name, f"choose one of {', '.join(NAMES)}")
-    if weights is None or not weights.is_file():
-        raise InputError(
-            "weights",
-            str(weights) if weights else None,
-            f"{name} needs its checkpoint file; give its path in the project file (engine.weights) "
-            "or with --weights",
-        )
-    return SamEngine(name=name, weights=weights, device=device)
+        return BundledEngine(weights=path, device=device)
+    if entry.family == "sam2":
+        from sam_infer.engines.sam2 import Sam2Engine
+
+        return Sam2Engine(name=name, weights=path, device=device)
+    from sam_infer.engines.sam import SamEngine
+
+    assert entry.architecture is not None
+    return SamEngine(
+        name=name, weights=path, architecture=entry.architecture, framing=entry.framing, device=device
+    )

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sam_infer.engines.architectures import VIT_B, Architecture
 from sam_infer.engines.base import Embedding, Encoding
-from sam_infer.engines.checkpoint import load_sam
+from sam_infer.engines.checkpoint import load_network
 from sam_infer.engines.framing import SAM, Framing
 from sam_infer.types import Candidates, FloatArray, Prompts
 
@@ -27,6 +28,7 @@ class SamEngine:
         name: Registry name, such as "sam_vit_b".
         weights: Checkpoint file; read on first use.
         model: A ready ``segment_anything.modeling.Sam`` instead of a file (tests, tuned models).
+        architecture: The network in the file.
         framing: What the checkpoint expects around its network.
         device: Torch device, such as "cpu" or "cuda:0".
     """
@@ -37,6 +39,7 @@ class SamEngine:
         name: str = "sam_vit_b",
         weights: Path | None = None,
         model: Any = None,
+        architecture: Architecture = VIT_B,
         framing: Framing = SAM,
         device: str = "cpu",
     ) -> None:
@@ -45,6 +48,7 @@ class SamEngine:
         self._name = name
         self._weights = weights
         self._model = model
+        self._architecture = architecture
         self._framing = framing
         self._device = torch.device(device)
         self._fingerprint: str | None = None
@@ -78,7 +82,7 @@ class SamEngine:
         with self._loading:
             if self._model is None:
                 assert self._weights is not None
-                self._model = load_sam(self._name, self._weights)
+                self._model = load_network(self._weights, architecture=self._architecture)
             if not getattr(self, "_ready", False):
                 self._model.to(self._device).eval()
                 self._ready = True

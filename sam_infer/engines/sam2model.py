@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sam_infer.engines import architectures
+from sam_infer.engines.architectures import Architecture
+from sam_infer.engines.checkpoint import load_network
 from sam_infer.errors import InputError
 
 
@@ -16,21 +18,23 @@ class Variant:
     """One network.
 
     Args:
+        architecture: What its checkpoints hold.
         config: Configuration file in sam2's folder ``configs/sam2.1``, without its ending.
         side: Side in pixels of the square image that the network reads.
     """
 
+    architecture: Architecture
     config: str
     side: int = 1024
 
 
 #: Registry name -> network. MedSAM2 (Ma et al. 2025, arXiv:2504.03600) is SAM 2.1 tiny at 512 pixels.
 VARIANTS = {
-    "sam2.1_tiny": Variant(config="sam2.1_hiera_t"),
-    "sam2.1_small": Variant(config="sam2.1_hiera_s"),
-    "sam2.1_base_plus": Variant(config="sam2.1_hiera_b+"),
-    "sam2.1_large": Variant(config="sam2.1_hiera_l"),
-    "medsam2": Variant(config="sam2.1_hiera_t", side=512),
+    "sam2.1_tiny": Variant(architecture=architectures.SAM2_TINY, config="sam2.1_hiera_t"),
+    "sam2.1_small": Variant(architecture=architectures.SAM2_SMALL, config="sam2.1_hiera_s"),
+    "sam2.1_base_plus": Variant(architecture=architectures.SAM2_BASE_PLUS, config="sam2.1_hiera_b+"),
+    "sam2.1_large": Variant(architecture=architectures.SAM2_LARGE, config="sam2.1_hiera_l"),
+    "medsam2": Variant(architecture=architectures.SAM2_TINY, config="sam2.1_hiera_t", side=512),
 }
 #: Pixels of the image per cell of the feature map that memory attends to.
 STRIDE = 16
@@ -53,9 +57,7 @@ def build_sam2(name: str, *, side: int | None = None) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    if name not in VARIANTS:
-        raise InputError("engine", name, f"SAM 2 variants are {', '.join(VARIANTS)}")
-    variant = VARIANTS[name]
+    variant = _variant(name)
     side = side or variant.side
     loaded: Any = OmegaConf.load(Path(sam2.__path__[0], "configs", "sam2.1", f"{variant.config}.yaml"))
     config = loaded.model
@@ -77,19 +79,15 @@ def load_sam2(name: str, weights: Path) -> Any:
 
     Args:
         name: One of `VARIANTS`.
-        weights: Checkpoint in sam2's format: the parameters under "model"; read with ``weights_only``.
+        weights: Checkpoint file; see `sam_infer.engines.checkpoint.read_state`.
 
     Raises:
         InputError: When the name is unknown or the file is not a checkpoint of that network.
     """
-    model = build_sam2(name)
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError("weights", weights.name, f"not a readable checkpoint ({error})") from error
-    try:
-        model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        text = str(error).splitlines()[0]
-        raise InputError("weights", weights.name, f"not a checkpoint of {name}: {text}") from error
-    return model
+    return load_network(weights, architecture=_variant(name).architecture, build=partial(build_sam2, name))
+
+
+def _variant(name: str) -> Variant:
+    if name not in VARIANTS:
+        raise InputError("engine", name, f"SAM 2 variants are {', '.join(VARIANTS)}")
+    return VARIANTS[name]
