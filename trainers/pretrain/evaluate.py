@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from skimage.filters import threshold_otsu
 
 from sam_infer.engines.base import Engine
 from sam_infer.engines.registry import BUNDLED, create_engine
 from sam_infer.geometry import tight_box
 from sam_infer.prompts.simulated import jitter_box, next_click
 from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
+from trainers.pretrain.baselines import BASELINES, baseline, opencv
 from trainers.pretrain.cases import Case, benchmark_cases, held_out_cases
 
-BASELINES = ("filled box", "filled ellipse", "Otsu in box")
 COLUMNS = ("box", "jitter", "c1", "c3", "c5", "box+1")
 _CLICKS = 5
 _JITTER = 0.1
@@ -33,38 +32,8 @@ def dice(a: BoolArray, b: BoolArray) -> float:
     return 1.0 if not total else 2.0 * int((a & b).sum()) / total
 
 
-def baseline(name: str, image: FloatArray, box: Box) -> BoolArray:
-    """A trivial answer to a box.
-
-    Args:
-        name: One of `BASELINES`.
-        image: (H, W) float32.
-        box: xyxy in slice pixels, outermost pixel centres included.
-
-    Returns:
-        (H, W) bool.
-    """
-    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    inside: BoolArray = (x >= box[0] - 0.5) & (x <= box[2] + 0.5) & (y >= box[1] - 0.5) & (y <= box[3] + 0.5)
-    half = (box[2] - box[0] + 1) / 2, (box[3] - box[1] + 1) / 2
-    radius = ((x - (box[0] + box[2]) / 2) / half[0]) ** 2 + ((y - (box[1] + box[3]) / 2) / half[1]) ** 2
-    ellipse: BoolArray = radius <= 1
-    if name == "filled box":
-        return inside
-    if name == "filled ellipse":
-        return ellipse
-    values = image[inside]
-    if not len(values) or values.min() == values.max():
-        return inside
-    bright: BoolArray = image > threshold_otsu(values)
-    # the class that the middle of the box mostly belongs to
-    return inside & (
-        bright if bright[ellipse & inside].mean() >= bright[inside & ~ellipse].mean() else ~bright
-    )
-
-
 def measure(
-    engine: Engine, case: Case, rng: np.random.Generator
+    engine: Engine, case: Case, rng: np.random.Generator, baselines: Sequence[str] = BASELINES
 ) -> tuple[dict[str, float], list[list[float]]]:
     """All columns of one object.
 
@@ -72,6 +41,7 @@ def measure(
         engine: Any promptable engine.
         case: The object.
         rng: Source of the box's jitter.
+        baselines: Which trivial answers to measure beside.
 
     Returns:
         Dice by column, baselines included as ``name`` and ``name, jitter``; and [predicted, real] IoU of
@@ -92,7 +62,7 @@ def measure(
         logits: FloatArray = answer.logits[answer.best]
         return logits
 
-    for name in BASELINES:
+    for name in baselines:
         found[name] = dice(baseline(name, case.image, tight), truth)
         found[f"{name}, jitter"] = dice(baseline(name, case.image, loose), truth)
     logits = ask(Prompts(box=tight), "box")
@@ -114,7 +84,9 @@ def measure(
     return found, pairs
 
 
-def evaluate(engine: Engine, cases: Iterable[Case], seed: int = 0) -> dict[str, object]:
+def evaluate(
+    engine: Engine, cases: Iterable[Case], seed: int = 0, baselines: Sequence[str] = BASELINES
+) -> dict[str, object]:
     """Measure every case and average by set and by group of sets.
 
     Returns:
@@ -125,7 +97,7 @@ def evaluate(engine: Engine, cases: Iterable[Case], seed: int = 0) -> dict[str, 
     groups: dict[str, str] = {}
     pairs: dict[str, list[list[float]]] = {}
     for number, case in enumerate(cases):
-        found, some = measure(engine, case, np.random.default_rng([seed, 7, number]))
+        found, some = measure(engine, case, np.random.default_rng([seed, 7, number]), baselines)
         sums.setdefault(case.name, []).append(found)
         groups[case.name] = case.group
         pairs.setdefault(case.group, []).extend(some)
@@ -140,18 +112,12 @@ def evaluate(engine: Engine, cases: Iterable[Case], seed: int = 0) -> dict[str, 
 
 def markdown(result: dict[str, object]) -> str:
     """The result as tables: one line a set, baselines beside."""
-    shown = (
-        "box",
-        "filled ellipse",
-        "filled box",
-        "Otsu in box",
-        "jitter",
-        "filled ellipse, jitter",
-        *COLUMNS[2:],
-    )
+    mean: dict[str, dict[str, float]] = result["mean"]  # type: ignore[assignment]
+    measured = next(iter(mean.values()))
+    trivial = [f"{name}{more}" for more in ("", ", jitter") for name in BASELINES]
+    shown = [*COLUMNS, *(column for column in trivial if column in measured)]
     lines = ["| set | objects | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
     rows: dict[str, dict[str, float]] = result["rows"]  # type: ignore[assignment]
-    mean: dict[str, dict[str, float]] = result["mean"]  # type: ignore[assignment]
     for group in mean:
         mine = {n: r for n, r in rows.items() if r["group"] == group}  # type: ignore[comparison-overlap]
         for name, row in mine.items():
@@ -200,7 +166,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--part", choices=("all", "benchmark", "held-out"), default="all",
         help="benchmark: sets that never train; held-out: patients kept out of those that do, for decisions",
     )  # fmt: skip
+    parser.add_argument("--no-baselines", action="store_true", help="measure the engine alone")
     given = parser.parse_args(arguments)
+    baselines = () if given.no_baselines else BASELINES
+    try:
+        if baselines:
+            opencv()
+    except ModuleNotFoundError as missing:
+        parser.error(str(missing))
     torch.set_num_threads(given.threads)
     engine = create_engine(given.engine, weights=given.weights)
     cases: list[Case] = []
@@ -208,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         cases += benchmark_cases(given.data, given.per_set, given.seed)
     if given.part != "benchmark":
         cases += held_out_cases(given.data, given.per_set, given.seed)
-    result = evaluate(engine, cases, given.seed)
+    result = evaluate(engine, cases, given.seed, baselines)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "table.md").write_text(markdown(result))
     (given.out / "table.json").write_text(json.dumps(result, indent=1))
