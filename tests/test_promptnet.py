@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from sam_infer.engines.base import Engine
 from sam_infer.engines.bundled import OUTSIDE, WEIGHTS, BundledEngine
 from sam_infer.engines.bundledrank import agreement, ranked
 from sam_infer.networks.cropwindow import box_window, paste, to_crop, window_matrix
-from sam_infer.networks.promptchannels import CHANNELS, SIZE, CropBatch, prompt_channels
+from sam_infer.networks.promptchannels import CHANNELS, SIZE, CropBatch, _blur, prompt_channels
+from sam_infer.networks.promptnet import PromptNet
 from sam_infer.types import Prompts
 from trainers.pretrain.calibrate import rewrite
 
@@ -178,6 +180,48 @@ def test_channels_follow_their_prompts() -> None:
     assert channel["negative"].argmax() == 6 * SIZE + 5
     assert channel["posterior"][60, 70] > 0.8 and channel["posterior"][20, 20] < 0.2
     assert channel["previous"].abs().max() == 0
+
+
+def test_blur_is_gaussian_with_repeated_edges() -> None:
+    image = np.random.default_rng(0).random((2, SIZE, SIZE)).astype(np.float32)
+    for sigma in (1.0, 2.5):
+        expected = [gaussian_filter(plane, sigma, mode="nearest", truncate=2.5) for plane in image]
+        np.testing.assert_allclose(_blur(torch.from_numpy(image), sigma).numpy(), expected, atol=1e-5)
+
+
+def test_padding_among_the_points_changes_nothing() -> None:
+    image = torch.rand(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    point = torch.tensor([60.0, 70.0, 1.0])
+    crop = {"image": image, "valid": torch.ones_like(image), "box": torch.full((1, 4), torch.nan)}
+    alone, padded = (
+        prompt_channels(CropBatch(**crop, points=points, previous=torch.zeros_like(image)))
+        for points in (point[None, None], torch.stack([torch.full((3,), -1.0), point])[None])
+    )
+    assert torch.equal(alone, padded)
+
+
+def test_a_grown_network_answers_as_before() -> None:
+    torch.manual_seed(0)
+    small = PromptNet(widths=(8, 16), depths=(1, 1))
+    with torch.no_grad():
+        for value in small.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    grown = PromptNet(widths=(8, 16), depths=(2, 3))
+    grown.grow_from(small.state_dict())
+    inputs = torch.randn(2, len(CHANNELS), 32, 32)
+    for before, after in zip(small(inputs), grown(inputs), strict=True):
+        assert torch.equal(before, after)
+    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in small.parameters())
+    for odd in (PromptNet(widths=(8, 24), depths=(1, 1)), PromptNet(widths=(8, 16, 24), depths=(1, 1, 1))):
+        with pytest.raises(ValueError, match="number of blocks"):
+            grown.grow_from(odd.state_dict())
+
+
+def test_a_network_is_rebuilt_from_its_state() -> None:
+    network = PromptNet(widths=(8, 16, 24), depths=(1, 3, 2))
+    again = PromptNet.holding(network.state_dict())
+    inputs = torch.randn(1, len(CHANNELS), 32, 32)
+    assert torch.equal(network(inputs)[0], again(inputs)[0])
 
 
 @pytest.mark.gpu

@@ -162,8 +162,7 @@ class BundledEngine:
                         f"weights = {self._weights.name}: not a {_FORMAT} file; make one with "
                         "`python -m trainers.pretrain`"
                     )
-                network = PromptNet(widths=tuple(json.loads(header["widths"])))
-                network.load_state_dict(tensors)
+                network = PromptNet.holding(tensors)
                 lines = json.loads(header.get("iou_calibration", "{}"))
                 calibration = Calibration(**{name: tuple(line) for name, line in lines.items()})
                 network = network.to(self._device).eval().requires_grad_(False)

@@ -6,6 +6,7 @@ pixels: x = column, y = row, pixel centres at integers, the crop is SIZE x SIZE.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 import torch
@@ -66,9 +67,10 @@ def prompt_channels(batch: CropBatch) -> Tensor:
     z = ((image - mean) / (std + 1e-3)).clamp(-3.0, 3.0) * valid
 
     inside_box, radius, has_box = _draw_box(batch.box, image)
-    narrow = [_draw_points(batch.points, label, 2.0) for label in (1, 0)]
-    wide = [_draw_points(batch.points, label, 10.0) for label in (1, 0)]
-    seed = [_draw_points(batch.points, label, 3.5) for label in (1, 0)]
+    points = batch.points[:, (batch.points[..., 2] >= 0).any(0)]
+    narrow = [_draw_points(points, label, 2.0) for label in (1, 0)]
+    wide = [_draw_points(points, label, 10.0) for label in (1, 0)]
+    seed = [_draw_points(points, label, 3.5) for label in (1, 0)]
     has_previous = (batch.previous.abs().amax((1, 2), keepdim=True) > 0).float()
 
     before = torch.sigmoid(batch.previous.clamp(-12.0, 12.0))
@@ -124,13 +126,19 @@ def _draw_points(points: Tensor, label: int, sigma: float) -> Tensor:
 
 def _blur(image: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, S, S), sigma in pixels, edges repeated."""
+    weights = _blur_matrix(image.shape[-1], sigma).to(image.device)
+    return weights @ image @ weights.T
+
+
+@functools.cache
+def _blur_matrix(size: int, sigma: float) -> Tensor:
+    """(size, size): one row's blur as a product, several times faster than convolving a single channel."""
     reach = int(2.5 * sigma + 0.5)
-    steps = torch.arange(-reach, reach + 1, device=image.device, dtype=torch.float32)
+    steps = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (steps / sigma).square())
-    kernel = kernel / kernel.sum()
-    out = F.pad(image[:, None], (reach, reach, reach, reach), mode="replicate")
-    out = F.conv2d(out, kernel[None, None, None, :])
-    return F.conv2d(out, kernel[None, None, :, None])[:, 0]
+    source = (torch.arange(size)[:, None] + steps).clamp(0, size - 1)
+    kernel = (kernel / kernel.sum()).expand(size, -1)
+    return torch.zeros(size, size).scatter_add(1, source, kernel)
 
 
 def _weighted_mean(image: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from itertools import pairwise
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from sam_infer.networks.promptchannels import CHANNELS
 
 WIDTHS = (24, 40, 72, 96)
+DEPTHS = (1, 2, 2, 2)
 
 
 class PromptNet(nn.Module):
@@ -21,18 +24,25 @@ class PromptNet(nn.Module):
 
     Args:
         widths: Channels at 1/2, 1/4, 1/8 and 1/16 of the crop's resolution; multiples of 8.
+        depths: Residual blocks at each of these, on the way down and on the way up.
         channels: Number of input channels.
     """
 
-    def __init__(self, *, widths: tuple[int, ...] = WIDTHS, channels: int = len(CHANNELS)) -> None:
+    def __init__(
+        self,
+        *,
+        widths: tuple[int, ...] = WIDTHS,
+        depths: tuple[int, ...] = DEPTHS,
+        channels: int = len(CHANNELS),
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels * 4, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(_Block(w) for w in widths)
+        self.encoder = nn.ModuleList(_Level(w, d) for w, d in zip(widths, depths, strict=True))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.attention = _Attention(widths[-1])
         self.middle = _Block(widths[-1])
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
-        self.decoder = nn.ModuleList(_Block(w) for w in widths[:-1])
+        self.decoder = nn.ModuleList(_Level(w, d) for w, d in zip(widths[:-1], depths[:-1], strict=True))
         self.head = nn.Sequential(
             nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 4, 3, padding=1)
         )
@@ -63,6 +73,35 @@ class PromptNet(nn.Module):
         logits = F.pixel_shuffle(self.head(x), 2)[:, 0].float()
         return logits, self._quality(bottom, x, logits)
 
+    @classmethod
+    def holding(cls, weights: dict[str, Tensor]) -> PromptNet:
+        """A network of the widths and depths of a state, with that state."""
+        blocks = [re.match(r"encoder\.(\d+)\.(?:more\.\d+\.)?norm1\.weight$", name) for name in weights]
+        depth = Counter(int(found[1]) for found in blocks if found)
+        widths = tuple(len(weights[f"encoder.{level}.norm1.weight"]) for level in sorted(depth))
+        depths = tuple(depth[level] for level in sorted(depth))
+        network = cls(widths=widths, depths=depths, channels=weights["stem.weight"].shape[1] // 4)
+        network.load_state_dict(weights)
+        return network
+
+    def grow_from(self, weights: dict[str, Tensor]) -> None:
+        """Take the weights of a shallower network of the same widths; the answers stay as they were.
+
+        A block ends in a convolution of zeros, so one that is new passes its input on unchanged.
+
+        Args:
+            weights: State of a `PromptNet` with at most as many blocks a level.
+
+        Raises:
+            ValueError: When something else than blocks differs.
+        """
+        mine = self.state_dict()
+        odd = sorted(n for n, v in weights.items() if n not in mine or mine[n].shape != v.shape)
+        odd += sorted(n for n in mine if n not in weights and ".more." not in n)
+        if odd:
+            raise ValueError(f"weights must differ in the number of blocks alone, but {odd[0]} differs")
+        self.load_state_dict(weights, strict=False)
+
     def _quality(self, bottom: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         mask = F.avg_pool2d(torch.sigmoid(logits.detach())[:, None], 2)
         size = mask.sum((2, 3))
@@ -80,11 +119,26 @@ class _Block(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
         out: Tensor = x + self.conv2(F.silu(self.norm2(y)))
         return out
+
+
+class _Level(_Block):
+    """`depth` blocks in a row; the first one's weights are named as if it were alone."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__(width)
+        self.more = nn.ModuleList(_Block(width) for _ in range(depth - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        for block in self.more:
+            x = block(x)
+        return x
 
 
 class _Attention(nn.Module):

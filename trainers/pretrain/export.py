@@ -9,8 +9,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sam_infer.networks.promptnet import WIDTHS
-
 
 def export(weights: dict[str, Tensor], path: Path, facts: dict[str, object]) -> None:
     """Write fp16 tensors with a header of JSON values, atomically.
@@ -18,9 +16,9 @@ def export(weights: dict[str, Tensor], path: Path, facts: dict[str, object]) -> 
     Args:
         weights: By name, any float type.
         path: The .safetensors file.
-        facts: Anything JSON can hold: recipe, steps, ``iou_calibration`` as [slope, offset].
+        facts: Anything JSON can hold: recipe, steps, ``iou_calibration``.
     """
-    header = {"format": "samloop-promptnet-1", "widths": json.dumps(WIDTHS)}
+    header = {"format": "samloop-promptnet-1"}
     header |= {name: json.dumps(value) for name, value in facts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
