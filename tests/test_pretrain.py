@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +12,22 @@ import pytest
 import torch
 from PIL import Image
 
+from sam_infer.networks.promptchannels import prompt_channels
+from sam_infer.networks.promptnet import PromptNet
 from sam_infer.types import Candidates, Prompts
 from trainers.pretrain import data as data_module
 from trainers.pretrain.__main__ import main
+from trainers.pretrain.baselines import BASELINES, baseline, opencv
 from trainers.pretrain.calibrate import fit
 from trainers.pretrain.cases import BENCHMARK, Case, benchmark_cases, held_out_cases
 from trainers.pretrain.data import real_items
-from trainers.pretrain.evaluate import baseline, dice, evaluate, markdown
+from trainers.pretrain.evaluate import dice, evaluate, markdown
+from trainers.pretrain.evaluate import main as measure_main
+from trainers.pretrain.export import export
 from trainers.pretrain.pool import Pool, build_pool
 from trainers.pretrain.recipe import Recipe
 from trainers.pretrain.sampler import Sampler
-from trainers.pretrain.synthetic import _MAKERS, SIDE, make_image
+from trainers.pretrain.synthetic import _MAKERS, PARTS, SIDE, make_image
 from trainers.pretrain.training import Plan, train
 
 TINY = Recipe(synthetic=12, batch=3, corrected=1, warmup=2)
@@ -49,6 +55,7 @@ def test_every_maker_makes_objects(maker) -> None:  # type: ignore[no-untyped-de
 def test_made_images_follow_their_seed() -> None:
     one, two, other = (make_image(np.random.default_rng(n)) for n in (1, 1, 2))
     np.testing.assert_array_equal(one[0], two[0])
+    assert one[2] == two[2]
     assert not np.array_equal(one[0], other[0])
 
 
@@ -95,6 +102,41 @@ def test_an_old_checkpoint_is_not_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"x")
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path)])
+
+
+def test_training_goes_on_from_weights_of_a_shallower_network(pool: Pool, tmp_path: Path) -> None:
+    before = PromptNet(depths=(1, 1, 1, 1))
+    export(before.state_dict(), tmp_path / "start.safetensors", {})
+    plan = Plan(out=tmp_path, steps=2, workers=0, stop_at=0, start=tmp_path / "start.safetensors")
+    grown = PromptNet.holding(train(_sampler(pool), TINY, plan)[0])
+    inputs = prompt_channels(_sampler(pool)[0].crops)
+    with torch.inference_mode():
+        np.testing.assert_allclose(grown(inputs)[0].numpy(), before(inputs)[0].numpy(), atol=0.05)  # fp16
+        assert not torch.equal(PromptNet()(inputs)[0], grown(inputs)[0])
+
+
+def test_bfloat16_trains_float32_weights_about_alike(pool: Pool, tmp_path: Path) -> None:
+    _, exact = train(_sampler(pool), TINY, Plan(out=tmp_path / "a", steps=2, workers=0))
+    weights, losses = train(_sampler(pool), TINY, Plan(out=tmp_path / "b", steps=2, workers=0, bfloat16=True))
+    assert losses == pytest.approx(exact, rel=0.02) and losses != exact
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_the_pool_does_not_depend_on_the_number_of_workers(pool: Pool, tmp_path: Path) -> None:
+    other = build_pool(tmp_path, None, TINY, 0, workers=2)
+    assert other.entries == pool.entries
+    assert (tmp_path / "pool.bin").read_bytes() == (pool.folder / "pool.bin").read_bytes()
+
+
+def test_all_alike_parts_together_are_an_object_too(tmp_path: Path) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:30, 5:20], labels[10:30, 40:60] = 1, 2
+    (tmp_path / "pool.bin").write_bytes(np.full_like(labels, 99).tobytes() + labels.tobytes())
+    (tmp_path / "index.json").write_text(json.dumps({"entries": [[0, 64, 64, PARTS]]}))
+    sampler, rng = Sampler(Pool(tmp_path), TINY, seed=0, size=1), np.random.default_rng(0)
+    sizes = [int(found[1].sum()) for found in (sampler._object(rng) for _ in range(40)) if found]
+    assert set(sizes) == {300, 400, 700}
 
 
 @pytest.mark.slow
@@ -196,7 +238,26 @@ def test_measuring_an_engine_with_known_answers() -> None:
     assert row["c1"] == row["c5"] == row["box+1"] == row["Otsu in box"] == 1.0
     assert row["box"] == row["filled box"] == pytest.approx(0.849, abs=0.002)
     assert row["filled ellipse"] > 0.97 > row["filled ellipse, jitter"] > 0.6
-    assert "disc" in markdown(result)
+    assert row["GrabCut"] > 0.99
+    assert "disc" in markdown(result) and "GrabCut, jitter" in markdown(result)
+    alone = evaluate(_Echo(), [case], baselines=())  # type: ignore[arg-type]
+    assert not any(name in markdown(alone) for name in BASELINES)
+
+
+def test_grabcut_answers_a_box_around_everything() -> None:
+    image = np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    assert baseline("GrabCut", image, (0, 0, 49, 39)).shape == image.shape
+
+
+def test_measuring_without_opencv_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ModuleNotFoundError, match="OpenCV"):
+        opencv()
+    with pytest.raises(SystemExit):
+        measure_main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "pip install -r requirements-dev.txt" in capsys.readouterr().err
 
 
 def test_dice() -> None:

@@ -28,19 +28,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--synthetic", type=int, default=Recipe().synthetic, help="made images in the pool")
     parser.add_argument("--pool", type=Path, help="folder of the pool; default: OUT/pool")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--start", type=Path, help="a weight file to go on from, such as the shipped one")
+    parser.add_argument("--rate", type=float, default=Recipe().rate, help="peak learning rate")
+    parser.add_argument("--bfloat16", action="store_true", help="compute the network in bfloat16")
     given = parser.parse_args(arguments)
     if (given.out / "checkpoint.pt").exists() and not given.resume:
         parser.error(f"--out {given.out.name}: holds a checkpoint; add --resume or choose another folder")
     torch.set_num_threads(given.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = replace(Recipe(), synthetic=given.synthetic)
-    pool = build_pool(given.pool or given.out / "pool", given.data, recipe, given.seed)
+    recipe = replace(Recipe(), synthetic=given.synthetic, rate=given.rate)
+    pool = build_pool(given.pool or given.out / "pool", given.data, recipe, given.seed, given.workers)
     kinds = {kind: len(numbers) for kind, numbers in pool.groups.items()}
     print(f"pool: {kinds}; device {device}", flush=True)
     sampler = Sampler(pool, recipe, seed=given.seed, size=recipe.batch - recipe.corrected)
     plan = Plan(
         out=given.out, steps=given.steps, minutes=given.minutes, seed=given.seed, device=device,
-        workers=given.workers,
+        workers=given.workers, start=given.start, bfloat16=given.bfloat16,
     )  # fmt: skip
     weights, losses = train(sampler, recipe, plan)
     done = torch.load(given.out / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]

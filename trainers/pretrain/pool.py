@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
@@ -18,7 +20,7 @@ from trainers.pretrain.synthetic import make_image
 
 Bytes = NDArray[np.uint8]
 Entry = tuple[Bytes, Bytes, str]
-_VERSION = 1
+_VERSION = 2
 
 
 class Pool:
@@ -47,7 +49,7 @@ class Pool:
         return pair[0], pair[1]
 
 
-def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int) -> Pool:
+def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int, workers: int = 0) -> Pool:
     """Make the pool, or open it where the same one was made before.
 
     Args:
@@ -55,6 +57,7 @@ def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int) -> Po
         data: Folder of the real sets; None or missing for images made by code only.
         recipe: Says how many images to make.
         seed: Of every random choice.
+        workers: Processes that make images; the pool does not depend on it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     real = data is not None and data.is_dir()
@@ -66,7 +69,7 @@ def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int) -> Po
         print("no data folder: training on images made by code only", flush=True)
     entries, start = [], 0
     with (folder / "pool.bin.part").open("wb") as file:
-        for image, labels, kind in _all_entries(data if real else None, recipe, seed):
+        for image, labels, kind in _all_entries(data if real else None, recipe, seed, workers):
             file.write(image.tobytes() + labels.tobytes())
             entries.append([start, *image.shape, kind])
             start += 2 * image.size
@@ -78,7 +81,7 @@ def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int) -> Po
     return Pool(folder)
 
 
-def _all_entries(data: Path | None, recipe: Recipe, seed: int) -> Iterator[Entry]:
+def _all_entries(data: Path | None, recipe: Recipe, seed: int, workers: int) -> Iterator[Entry]:
     if data is not None:
         rng = np.random.default_rng([seed, 1])
         for item in real_items(data, rng):
@@ -87,9 +90,16 @@ def _all_entries(data: Path | None, recipe: Recipe, seed: int) -> Iterator[Entry
             if item.source != "cxr_lung_v7" or rng.random() < 0.3:
                 yield item.image, _superpixels(item.image, rng), "pseudo"
             yield item.image, _threshold_regions(item.image, rng), "pseudo"
-    for number in range(recipe.synthetic):
-        image, labels = make_image(np.random.default_rng([seed, 2, number]))
-        yield image, labels, "synthetic"
+    seeds = [[seed, 2, number] for number in range(recipe.synthetic)]
+    if not workers:
+        yield from map(_made, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap(_made, seeds, chunksize=20)
+
+
+def _made(seed: list[int]) -> Entry:
+    return make_image(np.random.default_rng(seed))
 
 
 def _superpixels(image: Bytes, rng: np.random.Generator) -> Bytes:

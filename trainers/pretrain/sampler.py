@@ -19,6 +19,7 @@ from trainers.pretrain.augment import augment_intensity, random_displacement, re
 from trainers.pretrain.frame import inverse, jitter_in_frame, neighbour, random_turn
 from trainers.pretrain.pool import Pool
 from trainers.pretrain.recipe import Recipe
+from trainers.pretrain.synthetic import PARTS, SYNTHETIC
 
 MAX_POINTS = 8
 _REAL_WEIGHTS = {
@@ -73,8 +74,10 @@ class Sampler(Dataset[Drawn]):
     def _object(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], BoolArray] | None:
         groups = self.pool.groups
         kinds = [k for k in _REAL_WEIGHTS if k in groups]
-        if "synthetic" in groups and (not kinds or rng.random() < self.recipe.synthetic_share):
-            kind = "synthetic"
+        made = [k for k in (SYNTHETIC, PARTS) if k in groups]
+        if made and (not kinds or rng.random() < self.recipe.synthetic_share):
+            counts = np.array([len(groups[k]) for k in made])
+            kind = made[int(rng.choice(len(made), p=counts / counts.sum()))]
         elif "pseudo" in groups and rng.random() < self.recipe.pseudo_share:
             kind = "pseudo"
         else:
@@ -88,7 +91,9 @@ class Sampler(Dataset[Drawn]):
             return None
         chosen = rng.choice(good, p=np.sqrt(sizes[good]) / np.sqrt(sizes[good]).sum())
         mask: BoolArray = labels == chosen
-        if kind == "synthetic" and len(good) > 2 and rng.random() < 0.08:
+        if kind == PARTS and rng.random() < self.recipe.whole_share:
+            mask = labels > 0
+        elif kind == SYNTHETIC and len(good) > 2 and rng.random() < 0.05:
             mask = np.isin(labels, rng.choice(good, min(len(good), int(rng.integers(2, 30))), False))
         return image, mask
 

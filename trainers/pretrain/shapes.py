@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam_infer.types import FloatArray
 
+LabelArray = NDArray[np.uint8]
+Made = tuple[FloatArray, LabelArray]
 SIDE = 224
 
 

@@ -13,26 +13,29 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam_infer.types import FloatArray
-from trainers.pretrain.shapes import SIDE, Plane, blob, smooth_noise, soft_edge, speckle
+from trainers.pretrain.harder import arches, cells, faint, rings, strips
+from trainers.pretrain.shapes import SIDE, LabelArray, Made, Plane, blob, smooth_noise, soft_edge, speckle
 
-LabelArray = NDArray[np.uint8]
-Made = tuple[FloatArray, LabelArray]
+SYNTHETIC, PARTS = "synthetic", "synthetic of parts"
 
 
-def make_image(rng: np.random.Generator) -> tuple[NDArray[np.uint8], LabelArray]:
+def make_image(rng: np.random.Generator) -> tuple[NDArray[np.uint8], LabelArray, str]:
     """One image with labelled objects.
 
     Args:
         rng: Source of everything random: equal generators make equal images.
 
     Returns:
-        image: (SIDE, SIDE) uint8. labels: (SIDE, SIDE) uint8, 0 = background.
+        image: (SIDE, SIDE) uint8. labels: (SIDE, SIDE) uint8, 0 = background. kind: `PARTS` where all
+        labels together are an object too (all teeth), else `SYNTHETIC`.
     """
     makers, weights = zip(*_MAKERS, strict=True)
     share = np.array(weights) / sum(weights)
-    image, labels = makers[int(rng.choice(len(makers), p=share))](rng)
+    maker = makers[int(rng.choice(len(makers), p=share))]
+    image, labels = maker(rng)
     image = _degrade(image, rng)
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8), labels
+    kind = PARTS if maker in _OF_PARTS else SYNTHETIC
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8), labels, kind
 
 
 def _lesions(rng: np.random.Generator) -> Made:
@@ -208,14 +211,15 @@ def _degrade(image: FloatArray, rng: np.random.Generator) -> FloatArray:
     if rng.random() < 0.7:
         noise = rng.standard_normal(image.shape).astype(np.float32)
         if rng.random() < 0.5:
-            noise = ndimage.gaussian_filter(noise, 0.8) * 2.5
-        image = image + rng.uniform(0.005, 0.09) * noise
+            noise = ndimage.gaussian_filter(noise, 0.8) * 2
+        image = image + rng.uniform(0.005, 0.06) * noise
     if rng.random() < 0.15:
         image = speckle(image, rng)
     return image
 
 
 _MAKERS: tuple[tuple[Callable[[np.random.Generator], Made], float], ...] = (
-    (_lesions, 4.0), (_organs, 4.0), (_partition, 2.0), (_chest, 2.0), (_teeth, 1.5), (_levels, 1.0),
-    (_bumps, 2.5), (_tubes, 0.7),
+    (_lesions, 4.0), (_organs, 4.0), (_partition, 1.5), (_chest, 2.0), (_teeth, 0.5), (_levels, 0.7),
+    (_bumps, 2.5), (_tubes, 0.7), (faint, 3.0), (strips, 2.0), (rings, 1.2), (arches, 2.0), (cells, 1.5),
 )  # fmt: skip
+_OF_PARTS = (_teeth, arches, cells)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -36,6 +37,10 @@ class Plan:
         workers: Processes that draw samples; 0 draws them in this process.
         save_every: Seconds between checkpoints.
         stop_at: Leave after this step without ending the schedule, as a kill would; for tests.
+        start: A weight file to go on from where there is no checkpoint; the network may be deeper
+            (`PromptNet.grow_from`). None for random weights.
+        bfloat16: Compute the network in bfloat16, weights and losses in float32. About twice as fast on
+            a processor with matrix instructions for it.
     """
 
     out: Path
@@ -46,6 +51,8 @@ class Plan:
     workers: int = 1
     save_every: float = 60.0
     stop_at: int | None = None
+    start: Path | None = None
+    bfloat16: bool = False
 
 
 def train(sampler: Sampler, recipe: Recipe, plan: Plan) -> tuple[dict[str, Tensor], list[float]]:
@@ -60,7 +67,10 @@ def train(sampler: Sampler, recipe: Recipe, plan: Plan) -> tuple[dict[str, Tenso
         The averaged weights by name, and the losses of the steps of this call.
     """
     torch.manual_seed(plan.seed)
-    model = PromptNet().to(plan.device)
+    model = PromptNet()
+    if plan.start is not None:
+        model.grow_from({name: value.float() for name, value in load_file(plan.start).items()})
+    model = model.to(plan.device)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay
@@ -85,7 +95,7 @@ def train(sampler: Sampler, recipe: Recipe, plan: Plan) -> tuple[dict[str, Tenso
         for group in optimiser.param_groups:
             group["lr"] = float(max(rate, 1e-2 * recipe.rate))
         batch = fresh if carried is None else stack([fresh, carried])
-        loss, logits = _update(model, optimiser, batch, plan.device)
+        loss, logits = _update(model, optimiser, batch, plan)
         _track(average, model, min(recipe.average, (step + 1) / (step + 10)))
         carried = corrected(batch, logits, recipe.corrected, np.random.default_rng([plan.seed, 4, step]))
         step += 1
@@ -122,11 +132,14 @@ def loss_of(logits: Tensor, iou: Tensor, batch: Drawn) -> Tensor:
 
 
 def _update(
-    model: PromptNet, optimiser: torch.optim.Optimizer, batch: Drawn, device: str
+    model: PromptNet, optimiser: torch.optim.Optimizer, batch: Drawn, plan: Plan
 ) -> tuple[float, Tensor]:
+    device = plan.device
     on = Drawn(crops=batch.crops.to(device), truth=batch.truth.to(device), beyond=batch.beyond.to(device))
-    logits, iou = model(prompt_channels(on.crops))
-    loss = loss_of(logits, iou, on)
+    inputs = prompt_channels(on.crops)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
+        logits, iou = model(inputs)
+    loss = loss_of(logits, iou.float(), on)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,7 +167,7 @@ class _Range(SequentialSampler):
 
 
 def _polite(_: int) -> None:
-    os.nice(10)
+    os.nice(1)
     torch.set_num_threads(1)
 
 
