@@ -18,6 +18,9 @@ from sam_infer.propagate import StopRule, mask_logits, propagate
 from sam_infer.types import Box, Candidates, Crop, Prompts
 from sam_infer.volumes import Image, empty_labelmap
 
+#: Decodes the prompts of a prompted slice.
+SeedDecode = Callable[[int, Prompts], Candidates]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
@@ -40,7 +43,7 @@ class Segmented:
     ignored_points: int
     cached: bool
     stops: dict[int, str]
-    crop: Crop | None
+    crop: Crop | None = None
 
 
 def _on_slice(clicks: Clicks, k: int, box: Box | None) -> Prompts:
@@ -108,6 +111,7 @@ def click_volume(
     window: Window,
     mark: Callable[[str], None],
     zoom: bool | None = None,
+    decode_seed: SeedDecode | None = None,
     rule: StopRule | None = None,
 ) -> Segmented:
     """Segment the whole object: decode the prompted slices, then propagate in both directions.
@@ -124,6 +128,7 @@ def click_volume(
         mark: Called with a stage's name when the stage has ended, for latencies.
         zoom: Whether a small object is encoded by itself, see `SliceEncoder`; the neighbouring slices follow
             the prompted ones.
+        decode_seed: Decodes the prompts of a prompted slice; as corrections of one another by default.
         rule: When propagation stops.
 
     Raises:
@@ -135,9 +140,10 @@ def click_volume(
     for k, prompts in seeds.items():
         cached &= encoder.prepare(image, k, window, prompts, zoom=zoom)
     mark("encode")
-    decoded = {
-        k: encoder.decode_history(image, k, window, prompts, zoom=zoom) for k, prompts in seeds.items()
-    }
+    decode_seed = decode_seed or (
+        lambda k, prompts: encoder.decode_history(image, k, window, prompts, zoom=zoom)
+    )
+    decoded = {k: decode_seed(k, prompts) for k, prompts in seeds.items()}
     mark("decode")
     crop = next((found.crop for found in decoded.values() if found.crop is not None), None)
 

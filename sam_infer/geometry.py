@@ -67,6 +67,17 @@ class Region:
         """The slice indices k of the region."""
         return range(self.low[2], self.high[2] + 1)
 
+    @property
+    def bounds(self) -> list[int]:
+        """[i0, i1, j0, j1, k0, k1], both ends included."""
+        return [bound for pair in zip(self.low, self.high, strict=True) for bound in pair]
+
+    @property
+    def voxels(self) -> tuple[slice, slice, slice]:
+        """The index of the region's voxels in an (I, J, K) array."""
+        i, j, k = (slice(low, high + 1) for low, high in zip(self.low, self.high, strict=True))
+        return i, j, k
+
 
 def parse_roi(roi: Sequence[float], shape: Sequence[int]) -> Region:
     """Read a region of interest as 3D Slicer sends it.

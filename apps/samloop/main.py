@@ -23,6 +23,7 @@ from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.tasks.click import ClickInfer
+from sam_infer.tasks.scribble import ScribbleInfer
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class SamloopApp(MONAILabelApp):
         makers = {
             "sam_click_2d": lambda: ClickInfer(encoder=self.encoder, library=self.library, dimension=2),
             "sam_click_3d": lambda: ClickInfer(encoder=self.encoder, library=self.library, dimension=3),
+            "sam_scribble": lambda: ScribbleInfer(encoder=self.encoder, library=self.library),
             "unet": unet,
         }
         return {name: makers[name]() for name in self.project.models}

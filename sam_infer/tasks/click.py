@@ -85,9 +85,7 @@ class ClickInfer(InferTask):
             "prompts": {
                 "foreground": clicks.foreground.tolist(),
                 "background": clicks.background.tolist(),
-                "roi": None
-                if region is None
-                else [v for pair in zip(region.low, region.high, strict=True) for v in pair],
+                "roi": None if region is None else region.bounds,
                 "existing_mask": clicks.existing is not None,
                 "ignored_points": found.ignored_points,
             },

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sam_infer.engines.base import Engine
-from sam_infer.engines.registry import BUNDLED, create_engine
+from sam_infer.engines.registry import create_engine
 from sam_infer.geometry import tight_box
 from sam_infer.prompts.simulated import jitter_box, next_click
 from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain.evaluate", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--engine", default=BUNDLED, help="name of the engine, as in the project file")
+    parser.add_argument("--engine", default="bundled", help="name of the engine, as in the project file")
     parser.add_argument("--weights", type=Path, help="its weight file; bundled: the shipped one by default")
     parser.add_argument("--per-set", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
