@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sam_infer.engines.architectures import VIT_B, Architecture
 from sam_infer.engines.base import Embedding, Encoding
+from sam_infer.engines.batches import decode_by_shape
 from sam_infer.engines.checkpoint import load_network
 from sam_infer.engines.framing import SAM, Framing
 from sam_infer.types import Candidates, FloatArray, Prompts
@@ -105,21 +106,8 @@ class SamEngine:
 
     @torch.inference_mode()
     def decode(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidates]:
-        """Decode prompts; see `sam_infer.engines.base.Engine.decode`.
-
-        Prompts of one shape (number of points, box or none, mask or none) are decoded as one batch.
-        """
-        groups: dict[tuple[int, bool, bool], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            if prompt.is_empty:
-                raise ValueError(f"prompt {index} is empty")
-            shape = (len(prompt.points), prompt.box is not None, prompt.mask_logits is not None)
-            groups.setdefault(shape, []).append(index)
-        results: dict[int, Candidates] = {}
-        for indices in groups.values():
-            batch = self._decode_batch(embedding, [prompts[i] for i in indices])
-            results.update(zip(indices, batch, strict=True))
-        return [results[i] for i in range(len(prompts))]
+        """Decode prompts; see `sam_infer.engines.base.Engine.decode`."""
+        return decode_by_shape(prompts, lambda batch: self._decode_batch(embedding, batch))
 
     def _decode_batch(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidates]:
         model, framing = self.model, self._framing
