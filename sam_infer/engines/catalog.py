@@ -121,7 +121,7 @@ _ENTRIES = (
         addresses=("https://owncloud.gwdg.de/index.php/s/f5Ol4FrjPQWfjUF/download",),
         page="https://github.com/computational-cell-analytics/medico-sam",
         hash_source="micro-sam's registry has an xxh128 only (40169f1e3c03a4b67bff58249c176d92)",
-        licence="not stated for the weights", code_licence="MIT",
+        licence="not stated", code_licence="MIT",
     ),
     Entry(
         name="mobile_sam", title="MobileSAM: SAM's decoder on TinyViT, for CPUs", family="sam",

@@ -23,12 +23,17 @@ def place(entry: Entry, given: Path | None = None) -> Path:
 
     Args:
         entry: The engine.
-        given: The user's file, or a folder that holds it under the catalogue's name; None = the package or
-            the cache folder.
+        given: The user's file, or a folder of files under the catalogue's names; None = the cache folder.
     """
-    if given is not None:
-        return given / entry.file if given.is_dir() else given
-    return (PACKAGED if entry.packaged else cache_folder()) / entry.file
+    if given is not None and not given.is_dir():
+        return given
+    return in_folder(entry, given or cache_folder())
+
+
+def in_folder(entry: Entry, folder: Path) -> Path:
+    """Where an entry's checkpoint is looked for in a folder; packaged weights lie in the package besides."""
+    inside = folder / entry.file
+    return PACKAGED / entry.file if entry.packaged and not inside.is_file() else inside
 
 
 def find(entry: Entry, given: Path | None = None) -> Path:
@@ -39,27 +44,28 @@ def find(entry: Entry, given: Path | None = None) -> Path:
         given: As in `place`.
 
     Raises:
-        InputError: When there is none, or the cache holds a part of one; the text says how to get it.
+        InputError: When there is none, or a part of one; the text says how to get it.
     """
     path = place(entry, given)
     if not path.is_file():
-        raise InputError(
-            "weights", str(path), f"{entry.name} needs this file, which is not there; {how_to_get(entry)}"
-        )
-    if given is None and entry.size is not None and path.stat().st_size != entry.size:
+        if entry.packaged:
+            remedy = "it comes with the package; install samloop again"
+        else:
+            remedy = f"run `samloop weights fetch {entry.name}`, or {by_hand(entry, cache_folder())}"
+        raise InputError("weights", str(path), f"{entry.name} needs this file, which is not there; {remedy}")
+    size = path.stat().st_size
+    if path != given and entry.size not in (None, size):
         raise InputError(
             "weights",
             str(path),
-            f"has {path.stat().st_size} bytes instead of {entry.size}; {how_to_get(entry)}",
+            f"has {size} bytes instead of {entry.size}; run `samloop weights fetch {entry.name}`",
         )
     return path
 
 
-def how_to_get(entry: Entry) -> str:
-    """What to do where a checkpoint is missing, with and without a network."""
-    if entry.packaged:
-        return "it comes with the package; install samloop again"
+def by_hand(entry: Entry, folder: Path) -> str:
+    """How to bring a checkpoint to a computer without a network."""
     return (
-        f"run `samloop weights fetch {entry.name}`, or download {entry.addresses[0]} on another computer "
-        f"and put it into {cache_folder()} as {entry.file}, or name the file with --weights or engine.weights"
+        f"download {entry.addresses[0]} on another computer and put it into {folder} as {entry.file}, "
+        "or name the file with --weights or engine.weights"
     )
