@@ -36,8 +36,10 @@ setup: .venv/.run
 	sh install.sh "$(PYTHON)" .venv -e .
 	touch $@
 
-.venv/.dev: .venv/.run requirements-dev.txt
-	sh install.sh "$(PYTHON)" .venv -r requirements-dev.txt
+RUNTIMES := requirements-onnx.txt requirements-openvino.txt
+
+.venv/.dev: .venv/.run requirements-dev.txt $(RUNTIMES)
+	sh install.sh "$(PYTHON)" .venv -r requirements-dev.txt $(RUNTIMES:%=-r %)
 	touch $@
 
 clean:

@@ -30,7 +30,7 @@ def started(monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", "")
 
     def run(studies):
-        args = dict.fromkeys(("project", "labels", "engine", "weights"))
+        args = dict.fromkeys(("project", "labels", "engine", "weights", "runtime"))
         serve.run(SimpleNamespace(studies=studies, samples=False, host="127.0.0.1", port=8123, **args))
         return capsys.readouterr().out
 

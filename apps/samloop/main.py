@@ -34,8 +34,8 @@ class SamloopApp(MONAILabelApp):
     Args:
         app_dir: This folder.
         studies: Folder of images, or the URL of a DICOMweb server.
-        conf: ``project`` (file), ``labels`` (comma separated), ``engine`` and ``weights`` override the
-            default project.
+        conf: ``project`` (file), ``labels`` (comma separated), ``engine``, ``weights`` and ``runtime``
+            override the default project.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -46,6 +46,7 @@ class SamloopApp(MONAILabelApp):
             labels=conf.get("labels"),
             engine=conf.get("engine"),
             weights=conf.get("weights"),
+            runtime=conf.get("runtime"),
         )
         self.home = _home(studies)
         torch.set_num_threads(max(1, _cores() // self.project.infer_workers))
@@ -54,7 +55,10 @@ class SamloopApp(MONAILabelApp):
         )
         self.encoder = SliceEncoder(
             engine=create_engine(
-                self.project.engine, weights=self.project.weights, device=self.project.device
+                self.project.engine,
+                weights=self.project.weights,
+                device=self.project.device,
+                runtime=self.project.runtime,
             ),
             store=embedding_store(self.project, self.home),
             embedding_bytes=self.project.embeddings_mb << 20,

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sam_infer.engines.registry import NAMES
+from sam_infer.engines.runtime import RUNTIMES
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 
@@ -33,6 +34,7 @@ class Project:
         engine: Registry name of the promptable engine.
         weights: Its checkpoint file; None for the bundled engine.
         device: Torch device, "auto" resolved.
+        runtime: How the engine's image encoder is run.
         models: Inference tasks served.
         trainers: Trainers served.
         strategies: Active learning strategies served.
@@ -51,6 +53,7 @@ class Project:
     engine: str
     weights: Path | None
     device: str
+    runtime: str
     models: tuple[str, ...]
     trainers: tuple[str, ...]
     strategies: tuple[str, ...]
@@ -99,15 +102,22 @@ def load_project(path: Path | None = None) -> Project:
 
 
 def override(
-    project: Project, *, labels: str | None = None, engine: str | None = None, weights: str | None = None
+    project: Project,
+    *,
+    labels: str | None = None,
+    engine: str | None = None,
+    weights: str | None = None,
+    runtime: str | None = None,
 ) -> Project:
-    """The project with what the command line overrides: comma-separated labels, engine, checkpoint file."""
+    """The project with what the command line overrides; labels are comma-separated, weights a file."""
     if labels:
         project = replace(project, labels=_labels([name.strip() for name in labels.split(",")]))
     if engine:
         project = replace(project, engine=_one_of("engine", engine, NAMES))
     if weights:
         project = replace(project, weights=Path(weights).expanduser().resolve())
+    if runtime:
+        project = replace(project, runtime=_one_of("engine.runtime", runtime, RUNTIMES))
     return project
 
 
@@ -144,6 +154,7 @@ def _project(settings: Mapping[str, Any]) -> Project:
         engine=_one_of("engine.name", engine["name"], NAMES),
         weights=Path(weights).expanduser() if weights else None,
         device=_device(str(engine["device"])),
+        runtime=_one_of("engine.runtime", engine["runtime"], RUNTIMES),
         models=_all_of("models", settings["models"], MODELS),
         trainers=_all_of("trainers", settings["trainers"], TRAINERS),
         strategies=_all_of("strategies", settings["strategies"], STRATEGIES),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_infer.engines.registry import NAMES
+from sam_infer.engines.runtime import RUNTIMES
 from sam_infer.errors import InputError
 from sam_infer.volumes import extension
 
@@ -25,6 +26,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--labels", help="names in the order of their indices from 1, as in liver,kidney")
     parser.add_argument("--engine", help=f"promptable engine: {', '.join(NAMES)}")
     parser.add_argument("--weights", help="checkpoint file of the engine")
+    parser.add_argument("--runtime", help=f"how its image encoder is run: {', '.join(RUNTIMES)}")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     parser.add_argument(
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             "labels": args.labels,
             "engine": args.engine,
             "weights": args.weights,
+            "runtime": args.runtime,
         }.items()
         if value
     }

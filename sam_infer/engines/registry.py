@@ -7,6 +7,7 @@ from pathlib import Path
 from sam_infer.engines.base import Engine
 from sam_infer.engines.catalog import CATALOG, Entry
 from sam_infer.engines.location import find
+from sam_infer.engines.runtime import AUTO
 from sam_infer.errors import InputError
 
 NAMES = tuple(CATALOG)
@@ -23,7 +24,9 @@ def entry_of(name: str) -> Entry:
     return CATALOG[name]
 
 
-def create_engine(name: str, *, weights: Path | None = None, device: str = "cpu") -> Engine:
+def create_engine(
+    name: str, *, weights: Path | None = None, device: str = "cpu", runtime: str = AUTO
+) -> Engine:
     """Create an engine; its weights load on first use. Nothing is ever fetched here.
 
     Args:
@@ -31,11 +34,14 @@ def create_engine(name: str, *, weights: Path | None = None, device: str = "cpu"
         weights: Checkpoint file, or a folder that holds it under the catalogue's name; None = the packaged
             file or the one in the cache folder.
         device: Torch device.
+        runtime: How the image encoder of a SAM is run (`sam_infer.engines.runtime`).
 
     Raises:
-        InputError: When the name is unknown or the checkpoint is missing.
+        InputError: When the name is unknown, the checkpoint is missing, or the runtime cannot run here.
     """
     entry = entry_of(name)
+    if runtime != AUTO and entry.family != "sam":
+        raise InputError("engine.runtime", runtime, f"{name} has none to choose; leave it at {AUTO}")
     path = find(entry, weights)
     if entry.family == "bundled":
         from sam_infer.engines.bundled import BundledEngine
@@ -49,5 +55,10 @@ def create_engine(name: str, *, weights: Path | None = None, device: str = "cpu"
 
     assert entry.architecture is not None
     return SamEngine(
-        name=name, weights=path, architecture=entry.architecture, framing=entry.framing, device=device
+        name=name,
+        weights=path,
+        architecture=entry.architecture,
+        framing=entry.framing,
+        device=device,
+        runtime=runtime,
     )

@@ -17,7 +17,11 @@ from sam_infer.engines.base import Embedding, Encoding
 from sam_infer.engines.batches import decode_by_shape
 from sam_infer.engines.checkpoint import load_network
 from sam_infer.engines.framing import SAM, Framing
+from sam_infer.engines.runtime import AUTO, Encode, find_runtime, prepare
 from sam_infer.types import Candidates, FloatArray, Prompts
+
+#: Slices encoded at once on CUDA.
+GPU_BATCH = 4
 
 
 class SamEngine:
@@ -32,6 +36,10 @@ class SamEngine:
         architecture: The network in the file.
         framing: What the checkpoint expects around its network.
         device: Torch device, such as "cpu" or "cuda:0".
+        runtime: How the image encoder is run, one of `sam_infer.engines.runtime.RUNTIMES`.
+
+    Raises:
+        InputError: When the runtime cannot run here.
     """
 
     def __init__(
@@ -43,6 +51,7 @@ class SamEngine:
         architecture: Architecture = VIT_B,
         framing: Framing = SAM,
         device: str = "cpu",
+        runtime: str = AUTO,
     ) -> None:
         if (weights is None) == (model is None):
             raise ValueError("give either weights (a checkpoint file) or model (a Sam), not both or none")
@@ -52,7 +61,9 @@ class SamEngine:
         self._architecture = architecture
         self._framing = framing
         self._device = torch.device(device)
-        self._fingerprint: str | None = None
+        self._runtime = find_runtime(runtime, self._device)
+        self._digest: str | None = None
+        self._encoder: Encode | None = None
         self._loading = threading.Lock()
         self._encoding = threading.Lock()
 
@@ -63,9 +74,14 @@ class SamEngine:
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of the framing and the weights, and the runtime where it changes what they compute."""
+        differs = self._runtime.differs
+        return f"{self._weights_digest()}-{differs}" if differs else self._weights_digest()
+
+    def _weights_digest(self) -> str:
         """SHA-256 of the framing and of the checkpoint file, or of the given model's parameters."""
         with self._loading:
-            if self._fingerprint is None:
+            if self._digest is None:
                 digest = hashlib.sha256(f"sam/v2/{self._framing}".encode())
                 if self._weights is not None:
                     with self._weights.open("rb") as file:
@@ -74,8 +90,8 @@ class SamEngine:
                     for key, value in self._model.state_dict().items():
                         digest.update(key.encode())
                         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-                self._fingerprint = digest.hexdigest()
-            return self._fingerprint
+                self._digest = digest.hexdigest()
+            return self._digest
 
     @property
     def model(self) -> Any:
@@ -98,11 +114,36 @@ class SamEngine:
     @torch.inference_mode()
     def encode(self, image: FloatArray) -> Embedding:
         """Encode one slice; see `sam_infer.engines.base.Engine.encode`."""
+        return self.encode_batch([image])[0]
+
+    @torch.inference_mode()
+    def encode_batch(self, images: Sequence[FloatArray]) -> list[Embedding]:
+        """Encode slices, on CUDA several at once; what that took of its memory is given back.
+
+        Args:
+            images: Each as in `encode`; their sizes may differ.
+        """
+        cuda = self._device.type == "cuda"
+        step = GPU_BATCH if cuda else 1
+        features: list[torch.Tensor] = []
+        for start in range(0, len(images), step):
+            batch = self._features(images[start : start + step])
+            features += [one.clone() for one in batch.split(1)]
+        if cuda and len(images) > 1:
+            torch.cuda.empty_cache()
+        return [
+            Embedding(image_size=(image.shape[0], image.shape[1]), features={"image": feature})
+            for image, feature in zip(images, features, strict=True)
+        ]
+
+    def _features(self, images: Sequence[FloatArray]) -> torch.Tensor:
         model = self.model
-        tensor = self._framing.image(image, model, self._device)
+        pixels = torch.cat([self._framing.image(image, model, self._device) for image in images])
         with self._encoding:
-            features = model.image_encoder(tensor)
-        return Embedding(image_size=(image.shape[0], image.shape[1]), features={"image": features})
+            if self._encoder is None:
+                encoder, digest = model.image_encoder, self._weights_digest()
+                self._encoder = prepare(self._runtime, encoder, side=encoder.img_size, digest=digest)
+            return self._encoder(pixels)
 
     @torch.inference_mode()
     def decode(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidates]:
