@@ -8,7 +8,7 @@ volume (W, H, 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -77,6 +77,16 @@ class Region:
         """The index of the region's voxels in an (I, J, K) array."""
         i, j, k = (slice(low, high + 1) for low, high in zip(self.low, self.high, strict=True))
         return i, j, k
+
+    def cut(self, volume: NDArray) -> NDArray:
+        """The region of an (I, J, K) volume: a view."""
+        return volume[self.voxels]
+
+    def affine(self, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(4, 4) voxel to world of what `cut` gives, from that of the volume."""
+        moved = affine.copy()
+        moved[:3, 3] += affine[:3, :3] @ np.array(self.low)
+        return moved
 
 
 def parse_roi(roi: Sequence[float], shape: Sequence[int]) -> Region:
@@ -162,6 +172,32 @@ def tight_box(mask: NDArray[np.bool_]) -> Box | None:
     if not len(rows):
         return None
     return (float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1]))
+
+
+def filled_region(
+    volume: NDArray, slices: Iterable[int], *, other: NDArray[np.bool_] | None = None
+) -> Region | None:
+    """The smallest region that holds all that is set in a volume, or that differs from another.
+
+    Args:
+        volume: (I, J, K); not 0 is set.
+        slices: Slice indices k to look at.
+        other: (I, J, K) bool; None = nothing is set.
+
+    Returns:
+        The region; None where there is nothing.
+    """
+    boxes = {}
+    for k in slices:
+        mask = slice_image(volume, k) != 0
+        box = tight_box(mask if other is None else mask ^ slice_image(other, k))
+        if box is not None:
+            boxes[k] = box
+    if not boxes:
+        return None
+    table = np.array(list(boxes.values())).astype(int)
+    (i0, j0), (i1, j1) = table[:, :2].min(0).tolist(), table[:, 2:].max(0).tolist()
+    return Region(low=(i0, j0, min(boxes)), high=(i1, j1, max(boxes)))
 
 
 def slice_distance(affine: NDArray[np.float64]) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
@@ -27,6 +27,7 @@ NIFTI = (".nii.gz", ".nii")
 NRRD = (".seg.nrrd", ".nrrd")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 EXTENSIONS = NIFTI + NRRD + PICTURES
+_EMPTY = memoryview(bytes(1 << 20))
 _LARGEST_LABEL = 2**31 - 1
 _REMEDY = f"send a readable image file ({', '.join(EXTENSIONS)}), 2D or 3D, with one channel or RGB"
 
@@ -216,22 +217,70 @@ def labelmap_bytes(
     Raises:
         InputError: When the kind cannot hold this label map.
     """
+    return b"".join(labelmap_parts(labelmap, affine, kind, compress=compress))
+
+
+def labelmap_parts(
+    labelmap: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    kind: str,
+    *,
+    compress: bool = True,
+    slices: range | None = None,
+) -> list[bytes | memoryview]:
+    """`labelmap_bytes` in pieces, so that what is empty is neither copied nor looked at.
+
+    Args:
+        labelmap: As for `labelmap_bytes`.
+        affine: As for `labelmap_bytes`.
+        kind: As for `labelmap_bytes`.
+        compress: As for `labelmap_bytes`.
+        slices: The slices k beyond which all is 0; None = all may hold something.
+
+    Raises:
+        InputError: When the kind cannot hold this label map.
+    """
     if kind == ".nrrd":
         header = _nrrd_header(labelmap.shape, affine, "gzip" if compress else "raw")
-        voxels = np.ascontiguousarray(labelmap.T).data.cast("B")
-        return header + (igzip.compress(voxels, 1) if compress else bytes(voxels))
+        voxels = _voxels(labelmap, slices)
+        return [header, _gzip(voxels)] if compress else [header, *voxels]
     if kind in NIFTI:
-        image = nib.Nifti1Image(labelmap, affine)
-        image.header.set_xyzt_units("mm")
-        content = image.to_bytes()
-        return igzip.compress(content, 1) if kind == ".nii.gz" else content
+        parts = [_nifti_header(labelmap.shape, affine), *_voxels(labelmap, slices)]
+        return [_gzip(parts)] if kind == ".nii.gz" else parts
     if kind == ".png" and labelmap.shape[2] == 1:
         buffer = io.BytesIO()
         PilImage.fromarray(np.ascontiguousarray(labelmap[:, :, 0].T)).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        return [buffer.getvalue()]
     raise InputError(
         "result_extension", kind, 'ask for ".nrrd", ".nii.gz", ".nii" or, for a 2D image, ".png"'
     )
+
+
+def _voxels(labelmap: NDArray[np.uint8], slices: range | None) -> list[bytes | memoryview]:
+    """The voxels, first axis fastest; one piece of zeros stands for all that lies beyond ``slices``."""
+    first, last = (slices.start, slices.stop) if slices is not None else (0, labelmap.shape[2])
+    area = labelmap.shape[0] * labelmap.shape[1]
+    filled = np.ascontiguousarray(labelmap[:, :, first:last].T).data.cast("B") if last > first else b""
+    return [*_zeros(area * first), filled, *_zeros(area * (labelmap.shape[2] - max(last, first)))]
+
+
+def _zeros(count: int) -> list[memoryview]:
+    whole, rest = divmod(count, len(_EMPTY))
+    return [_EMPTY] * whole + [_EMPTY[:rest]]
+
+
+def _gzip(parts: list[bytes | memoryview]) -> bytes:
+    packer = isal_zlib.compressobj(1, wbits=isal_zlib.MAX_WBITS + 16)
+    return b"".join([*(packer.compress(part) for part in parts), packer.flush()])
+
+
+def _nifti_header(shape: tuple[int, ...], affine: NDArray[np.float64]) -> bytes:
+    image = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()[:-1]
+    header = nib.Nifti1Header(content[: nib.Nifti1Header.sizeof_hdr])
+    header.set_data_shape(shape)
+    return header.binaryblock + content[nib.Nifti1Header.sizeof_hdr :]
 
 
 def _nrrd_header(shape: tuple[int, ...], affine: NDArray[np.float64], encoding: str) -> bytes:

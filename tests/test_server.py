@@ -76,6 +76,42 @@ def test_ohif_gets_raw_nrrd_alone(served):
     assert len(reply.content) - reply.content.index(b"\n\n") - 2 == 24 * 20 * 6
 
 
+def test_region_alone_and_no_file_where_nothing_is_found(served, tmp_path):
+    client, _, _ = served
+    sent = dict(result_extension=".nrrd", result_region=True, **WINDOW)
+    found = parts(infer(client, foreground=[[6, 6, 2]], **sent))
+    assert json.loads(found["params"])["region"] == {"low": [4, 5, 2], "high": [9, 8, 2]}
+    (tmp_path / "r.nrrd").write_bytes(found["image"])
+    assert nrrd.read(str(tmp_path / "r.nrrd"))[0].shape == (6, 4, 1)
+    nothing = infer(client, foreground=[[1, 1, 2]], **sent)
+    assert nothing.headers["content-type"] == "application/json"
+    assert nothing.json()["empty"]
+    assert nothing.json()["region"] is None
+    assert infer(client, foreground=[[1, 1, 2]], result_region="x", **WINDOW).status_code == 400
+
+
+def test_what_is_stored_is_never_a_region(served, tmp_path):
+    client, _, _ = served
+    sent = dict(label="spleen", save_label=True, label_tag="proposal", result_region=True, **WINDOW)
+    assert infer(client, output="json", foreground=[[6, 6, 2]], **sent).status_code == 200
+    stored = client.get("/datastore/label?label=ct&tag=proposal")
+    (tmp_path / "stored.nii.gz").write_bytes(stored.content)
+    assert nib.load(tmp_path / "stored.nii.gz").shape == (24, 20, 6)
+
+
+def test_a_reply_larger_than_a_piece_arrives_whole(served, monkeypatch):
+    from apps.samloop import parts as pieces
+
+    client, _, _ = served
+    monkeypatch.setattr(pieces, "CHUNK", 1000)
+    sent = dict(foreground=[[6, 6, 2]], result_extension=".nrrd", result_compress=False, **WINDOW)
+    reply = infer(client, output="image", **sent)
+    assert int(reply.headers["content-length"]) == len(reply.content)
+    voxels = np.frombuffer(reply.content[-24 * 20 * 6 :], np.uint8).reshape((24, 20, 6), order="F")
+    assert voxels[4:10, 5:9, 2].all()
+    assert voxels.sum() == 24
+
+
 def test_json_alone(served):
     client, _, _ = served
     assert infer(client, output="json", foreground=[[6, 6, 2]], **WINDOW).json()["slice"] == 2

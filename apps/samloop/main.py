@@ -23,6 +23,7 @@ from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.tasks.click import ClickInfer
+from sam_infer.tasks.reply import LabelmapFile
 from sam_infer.tasks.scribble import ScribbleInfer
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,14 @@ class SamloopApp(MONAILabelApp):
         return {name: makers[name]() for name in self.project.strategies}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """`answer` with its label map as a file, ``file``, which the caller removes."""
+        file, result = self.answer(request, datastore)
+        path = file.write() if file is not None else None
+        return {**result, "label": result["label"] or path, "file": path}
+
+    def answer(
+        self, request: dict[str, Any], datastore: Datastore | None = None
+    ) -> tuple[LabelmapFile | None, dict[str, Any]]:
         """Run one inference.
 
         Args:
@@ -151,7 +160,7 @@ class SamloopApp(MONAILabelApp):
             datastore: Another datastore than the application's.
 
         Returns:
-            ``file`` and ``label`` (path, or label id where it was stored), ``tag``, ``params`` (JSON).
+            The label map, and ``label`` (its id where it was stored), ``tag``, ``params`` (JSON).
         """
         task = self._infers.get(request.get("model", ""))
         if task is None:
@@ -169,23 +178,24 @@ class SamloopApp(MONAILabelApp):
             )
         request["transient"] = "image_path" in request
         request["image"] = request.pop("image_path", None) or self.image_path(image_id, datastore)
-        path, params = task(request)
-        label = path
-        if path and save:
+        if save:
+            request["result_region"] = False
+        file, params = task.answer(request)
+        label = None
+        if file is not None and save:
             named = [{"name": n, "idx": v, "value": v} for n, v in params.get("label_names", {}).items()]
             for unknown in (entry["name"] for entry in named if entry["name"] not in self.project.labels):
-                Path(path).unlink()
                 known = ", ".join(self.project.labels)
                 raise InputError(
                     "label", unknown, f"a result that is stored needs a label of the project: {known}"
                 )
             info = {"model": request["model"], "params": params, "label_info": named}
+            path = file.write()
             try:
                 label = datastore.save_label(image_id, path, tag, info)
-            except Exception:
-                Path(path).unlink(missing_ok=True)
-                raise
-        return {"label": label, "tag": tag, "file": path, "params": params}
+            finally:
+                Path(path).unlink()
+        return file, {"label": label, "tag": tag, "params": params}
 
     def image_path(self, image_id: object, datastore: Datastore | None = None) -> str:
         """The file of an image id.

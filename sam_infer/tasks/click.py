@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monailabel.interfaces.tasks.infer_v2 import InferTask
-
 from sam_infer.click import Segmented, click_slice, click_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 from sam_infer.library import ImageLibrary
 from sam_infer.prompts.request import Clicks, parse_clicks, parse_zoom
-from sam_infer.tasks.reply import write_reply
+from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
-from sam_infer.volumes import Image, read_labelmap
+from sam_infer.volumes import read_labelmap
 
 DESCRIPTION = {
     2: "Click on a slice or draw a box: mask on that slice ({engine})",
@@ -23,13 +21,13 @@ DESCRIPTION = {
 }
 
 
-class ClickInfer(InferTask):
+class ClickInfer(LabelmapTask):
     """Masks from clicks, a box, or a mask to correct.
 
     Request: ``image`` (path), ``foreground``, ``background`` (voxels, or column and row on a 2D image),
     ``roi`` ([i0, i1, j0, j1, k0, k1]), ``slice``, ``label`` (its name), ``window_level``, ``window_width``,
     ``zoom`` (true, false or "auto"),
-    ``label_file`` (path of a mask to correct), ``result_extension``, ``result_compress``.
+    ``label_file`` (path of a mask to correct), ``result_extension``, ``result_compress``, ``result_region``.
 
     Args:
         encoder: The engine behind its caches.
@@ -52,8 +50,8 @@ class ClickInfer(InferTask):
         """True: the engine reports missing weights when it is created."""
         return True
 
-    def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Answer one click request with a label map file and its JSON."""
+    def answer(self, request: Mapping[str, Any]) -> tuple[LabelmapFile | None, dict[str, Any]]:
+        """Answer one click request with a label map and its JSON."""
         watch = Stopwatch()
         label = request.get("label") or "object"
         if not isinstance(label, str):
@@ -65,19 +63,21 @@ class ClickInfer(InferTask):
         zoom = parse_zoom(request.get("zoom"))
         window = self._library.window_for(image, request)
         watch.mark("load")
-        run = click_slice if self.dimension == 2 or image.shape[2] == 1 else click_volume
+        flat = self.dimension == 2 or image.shape[2] == 1
+        run = click_slice if flat else click_volume
         found = run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark, zoom=zoom)
-        path = write_reply(found.labelmap, image, request)
+        file, facts = make_reply(
+            found.labelmap, image, request, slices=found.slices if flat else None, existing=clicks.existing
+        )
         watch.mark("write")
-        return path, self._report(label, clicks, found, image, window, watch)
+        return file, {**self._report(label, clicks, found, window, facts), "latencies": watch.total()}
 
     def _report(
-        self, label: str, clicks: Clicks, found: Segmented, image: Image, window: Window, watch: Stopwatch
+        self, label: str, clicks: Clicks, found: Segmented, window: Window, facts: Mapping[str, Any]
     ) -> dict[str, Any]:
         region = clicks.region
-        empty = not found.labelmap.any()
         return {
-            "label_names": {} if empty else {label: 1},
+            "label_names": {} if facts["empty"] else {label: 1},
             "label": label,
             "score": round(found.score, 4),
             "slice": found.slices[0] if len(found.slices) == 1 else None,
@@ -89,11 +89,10 @@ class ClickInfer(InferTask):
                 "existing_mask": clicks.existing is not None,
                 "ignored_points": found.ignored_points,
             },
-            "empty": empty,
+            **facts,
             "propagation": {str(k): why for k, why in found.stops.items()} if self.dimension == 3 else None,
             "window": {"level": window.level, "width": window.width},
             "engine": self._encoder.engine.name,
             "embedding_cached": found.cached,
             "crop": None if found.crop is None else list(found.crop),
-            "latencies": watch.total(),
         }

@@ -6,27 +6,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from monailabel.interfaces.tasks.infer_v2 import InferTask
-
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.prompts.scribbles import parse_scribbles
 from sam_infer.scribble import segment_scribbles
-from sam_infer.tasks.reply import write_reply
+from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.volumes import read_labelmap
 
 EXTENTS = ("volume", "slices")
 
 
-class ScribbleInfer(InferTask):
+class ScribbleInfer(LabelmapTask):
     """A mask from painted strokes.
 
     Request: ``image`` (path), ``label_file`` (path of the label map with the strokes), ``label_info`` (which
     value is what), ``roi``, ``selected_label_name`` or ``label`` (what is being drawn), ``extent``
     ("volume", or "slices" for the painted ones only), ``window_level``, ``window_width``,
-    ``result_extension``, ``result_compress``.
+    ``result_extension``, ``result_compress``, ``result_region``.
 
     Args:
         encoder: The engine behind its caches.
@@ -48,8 +46,8 @@ class ScribbleInfer(InferTask):
         """True: the engine reports missing weights when it is created."""
         return True
 
-    def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Answer one scribbles request with a label map file and its JSON."""
+    def answer(self, request: Mapping[str, Any]) -> tuple[LabelmapFile | None, dict[str, Any]]:
+        """Answer one scribbles request with a label map and its JSON."""
         watch = Stopwatch()
         label = request.get("selected_label_name") or request.get("label") or "object"
         if not isinstance(label, str):
@@ -57,7 +55,7 @@ class ScribbleInfer(InferTask):
         extent = request.get("extent") or EXTENTS[0]
         if extent not in EXTENTS:
             raise InputError("extent", extent, f"choose one of {', '.join(EXTENTS)}")
-        image = self._library.read(request["image"])
+        image = self._library.read(request["image"], transient=bool(request.get("transient")))
         sent = request.get("label_file")
         if not sent:
             raise InputError("label", None, "upload the label map with the strokes as the form field label")
@@ -72,11 +70,10 @@ class ScribbleInfer(InferTask):
             mark=watch.mark,
             through=extent == "volume",
         )
-        path = write_reply(found.labelmap, image, request)
+        file, facts = make_reply(found.labelmap, image, request, existing=scribbles.existing)
         watch.mark("write")
-        empty = not found.labelmap.any()
-        return path, {
-            "label_names": {} if empty else {label: 1},
+        return file, {
+            "label_names": {} if facts["empty"] else {label: 1},
             "label": label,
             "score": None if math.isnan(found.score) else round(found.score, 4),
             "slices": found.slices,
@@ -86,7 +83,7 @@ class ScribbleInfer(InferTask):
                 "roi": None if scribbles.region is None else scribbles.region.bounds,
                 "existing_mask": scribbles.existing is not None,
             },
-            "empty": empty,
+            **facts,
             "propagation": {str(k): why for k, why in found.stops.items()} or None,
             "window": {"level": window.level, "width": window.width},
             "engine": self._encoder.engine.name,

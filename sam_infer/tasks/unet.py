@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 from sam_infer.networks.unet import UnetModel, load_unet
+from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.volumes import Image
 
 logger = logging.getLogger(__name__)
 
 
-class UnetInfer(InferTask):
+class UnetInfer(LabelmapTask):
     """Labels a whole image with the published U-Net; picks up newly published weights by itself.
 
     Until a model for the project's labels is published the task is listed without labels, so that 3D Slicer
@@ -86,22 +86,20 @@ class UnetInfer(InferTask):
         """The published model; None while there is none for the project's labels."""
         return self._current()[0]
 
-    def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    def answer(self, request: Mapping[str, Any]) -> tuple[LabelmapFile | None, dict[str, Any]]:
         """Label an image.
 
         Args:
             request: ``image`` = path of a file; ``window_level`` and ``window_width``; the keys of
-                `sam_infer.tasks.reply.write_reply`.
+                `sam_infer.tasks.reply.make_reply`.
 
         Returns:
-            The label map's file, and: label_names (name to value, the classes present), score (confidence
+            The label map, and: label_names (name to value, the classes present), score (confidence
             0..1), model, latencies in seconds, window in image units.
 
         Raises:
             InputError: (409) While no model is published for the project's labels.
         """
-        from sam_infer.tasks.reply import write_reply
-
         watch = Stopwatch()
         model, reason = self._current()
         if model is None:
@@ -112,12 +110,13 @@ class UnetInfer(InferTask):
         watch.mark("load")
         prediction = model.predict_volume(image, window)
         watch.mark("predict")
-        file = write_reply(prediction.labelmap, image, request)
+        file, facts = make_reply(prediction.labelmap, image, request)
         watch.mark("write")
         present = np.flatnonzero(np.bincount(prediction.labelmap.reshape(-1, order="A"), minlength=256))
         names = {name: value for name, value in model.labels.items() if value in present}
         return file, {
             "label_names": dict(sorted(names.items(), key=lambda item: item[1])),
+            **facts,
             "score": round(prediction.confidence, 4),
             "model": {
                 "name": "unet",

@@ -21,7 +21,9 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
 
 from apps.samloop.incoming import check_tag, check_task, parse_object, received
+from apps.samloop.parts import PartsResponse
 from sam_infer.errors import InputError
+from sam_infer.tasks.reply import LabelmapFile
 from sam_infer.volumes import extension
 
 #: Request keys that only the server sets; a client's are dropped.
@@ -111,30 +113,19 @@ def _session_image(instance: MONAILabelApp, session_id: str) -> str:
 def _infer(values: dict[str, Any], source: dict[str, Any], output: str | None) -> Response:
     instance = app_instance()
     request = {key: value for key, value in values.items() if key not in SERVER_KEYS}
-    result = instance.infer({**request, **source})
-    try:
-        return _reply(instance, result, output, source["image"], values)
-    finally:
-        if result.get("file"):
-            Path(result["file"]).unlink(missing_ok=True)
-
-
-def _reply(
-    instance: MONAILabelApp, result: dict[str, Any], output: str | None, image: str, values: dict[str, Any]
-) -> Response:
-    path = result.get("file")
-    if output == "json" or not path:
+    if output == "dicom_seg":
+        request["result_region"] = False
+    file, result = instance.answer({**request, **source})
+    if output == "json" or file is None:
         return JSONResponse(result["params"])
     if output == "dicom_seg":
-        content = _dicom_seg(instance, path, image, values)
+        content = _dicom_seg(instance, file, source["image"], values)
         return Response(content, media_type="application/dicom")
-    content = Path(path).read_bytes()
-    media = get_mime_type(path) or "application/octet-stream"
-    name = Path(path).name
+    name = f"samloop-{secrets.token_hex(4)}{file.kind}"
+    media = get_mime_type(name) or "application/octet-stream"
     if output == "image":
-        return Response(
-            content, media_type=media, headers={"content-disposition": f'attachment; filename="{name}"'}
-        )
+        headers = {"content-disposition": f'attachment; filename="{name}"'}
+        return PartsResponse(file.parts, media_type=media, headers=headers)
     boundary = secrets.token_hex(16)
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n'
@@ -142,11 +133,11 @@ def _reply(
         f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
         f"Content-Type: {media}\r\n\r\n"
     )
-    body = b"".join([head.encode(), content, f"\r\n--{boundary}--\r\n".encode()])
-    return Response(body, media_type=f"multipart/form-data; boundary={boundary}")
+    parts = (head.encode(), *file.parts, f"\r\n--{boundary}--\r\n".encode())
+    return PartsResponse(parts, media_type=f"multipart/form-data; boundary={boundary}")
 
 
-def _dicom_seg(instance: MONAILabelApp, path: str, image: str, values: dict[str, Any]) -> bytes:
+def _dicom_seg(instance: MONAILabelApp, file: LabelmapFile, image: str, values: dict[str, Any]) -> bytes:
     from monailabel.datastore.dicom import DICOMWebDatastore
     from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 
@@ -156,7 +147,11 @@ def _dicom_seg(instance: MONAILabelApp, path: str, image: str, values: dict[str,
         raise InputError("label_info", values.get("label_info"), "DICOM SEG needs label_info in params")
     uri = instance.datastore().get_image_uri(image)
     series = uri[: -len(extension(uri))] if extension(uri) else uri
-    segmentation = Path(nifti_to_dicom_seg(series, path, values["label_info"], use_itk=True))
+    path = Path(file.write())
+    try:
+        segmentation = Path(nifti_to_dicom_seg(series, str(path), values["label_info"], use_itk=True))
+    finally:
+        path.unlink()
     try:
         return segmentation.read_bytes()
     finally:
