@@ -41,6 +41,7 @@ class Oracle:
         self.pending = 0
         self.ends = "DONE"  # how trainings end; one that is not done leaves the statistics as they were
         self.rounds = 0
+        self.regions = True  # whether it knows `result_region`
 
     def add_picture(self, name, labelmap):
         """``labelmap`` is (rows, columns)."""
@@ -101,7 +102,16 @@ class Oracle:
         number = sum(1 for r in self.state.requests if r["model"] != "unet")
         if number in self.spoil:
             mask = np.zeros_like(mask)
-        return self.reply(mask.astype(np.uint8), name, {"label_names": {params["label"]: 1}})
+        reply = {"label_names": {params["label"]: 1}}
+        if not (self.regions and params["result_region"]):
+            return self.reply(mask.astype(np.uint8), name, reply)
+        changed = np.argwhere(mask if sent is None else mask ^ (sent > 0).reshape(mask.shape))
+        if not len(changed):
+            return JSONResponse({**reply, "region": None})
+        low, high = changed.min(0), changed.max(0)
+        part = mask[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+        reply["region"] = {"low": low.tolist(), "high": high.tolist()}
+        return self.reply(part.astype(np.uint8), name, reply)
 
     def app(self):
         app = FastAPI()
@@ -253,7 +263,9 @@ def test_clicks_on_a_picture_are_counted_and_the_label_lands_where_it_should(ora
     assert first["result_extension"] == ".nrrd"
 
 
-def test_clicks_in_a_volume_keep_its_geometry(oracle):
+@pytest.mark.parametrize("regions", [True, False])
+def test_clicks_in_a_volume_keep_its_geometry(oracle, regions):
+    oracle.regions = regions
     oracle.add_volume("v", volume())
     done = play(oracle, label="organ", accept_dice=0.97)
     assert done["clicks_per_case"] == 2
@@ -288,7 +300,9 @@ def test_one_label_only(oracle):
         play(oracle, label="liver")
 
 
-def test_a_proposal_is_corrected_not_drawn_anew(oracle):
+@pytest.mark.parametrize("regions", [True, False])
+def test_a_proposal_is_corrected_not_drawn_anew(oracle, regions):
+    oracle.regions = regions
     oracle.add_picture("a", picture())
     oracle.state.trained = True
     done = play(oracle, accept_dice=0.97)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.samloop import cases, clinician, report
-from apps.samloop.client import Client, InferReply, ServerError, read_bytes
+from apps.samloop.client import Client, ServerError, read_bytes
 from sam_infer.errors import InputError
 from sam_infer.types import BoolArray
 from sam_infer.volumes import Image
@@ -126,13 +126,14 @@ class CaseWork:
                 return None
             raise
         names = cases.label_indices(reply.params.get("label_names")) or self.all_labels
-        return cases.masks_of(_labelmap(reply, image, self.proposal_model), names)
+        return cases.masks_of(reply.onto(np.zeros(image.shape, np.uint8)), names)
 
     def _draw(
         self, image_id: str, image: Image, name: str, truth: BoolArray, start: BoolArray | None
     ) -> clinician.Drawing:
         model = "sam_click_2d" if image.shape[2] == 1 else "sam_click_3d"
         label = None if start is None else cases.mask_file(start, image)
+        base = (np.zeros(image.shape, bool) if start is None else start).astype(np.uint8)
         size = 2 if image.flat else 3
 
         def ask(clicks: Sequence[clinician.Click], roi: clinician.Roi | None) -> BoolArray:
@@ -140,12 +141,13 @@ class CaseWork:
                 "label": name,
                 "foreground": [list(c.voxel[:size]) for c in clicks if c.positive],
                 "background": [list(c.voxel[:size]) for c in clicks if not c.positive],
+                "result_region": True,
                 **_REPLY,
             }
             if roi is not None:
                 request["roi"] = list(roi)
             reply = self.client.infer(model, image_id, request, label=label)
-            return _labelmap(reply, image, model) > 0
+            return reply.onto(base) > 0
 
         return clinician.draw(
             ask,
@@ -160,14 +162,3 @@ class CaseWork:
         filename, content = cases.label_file(image_id, labelmap, image)
         listed = [{"name": n, "idx": self.labels[n], "value": self.labels[n]} for n in names]
         self.client.save_label(image_id, filename, content, {"label_info": listed})
-
-
-def _labelmap(reply: InferReply, image: Image, model: str) -> NDArray:
-    """The reply's label map, checked against the image: (I, J, K) in the image's voxel order."""
-    if not reply.content:
-        raise ServerError(f"POST /infer/{model}", None, "the reply holds no image part")
-    found = reply.labelmap().array
-    if found.shape != image.shape:
-        text = f"the reply's label map has shape {found.shape}, the image {image.shape}"
-        raise ServerError(f"POST /infer/{model}", None, text)
-    return found

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from numpy.typing import NDArray
 from requests_toolbelt.multipart.decoder import ImproperBodyPartContentException, MultipartDecoder
 
+from sam_infer.geometry import Region
 from sam_infer.volumes import Image, extension, read_image
 
 CONNECT_SECONDS = 5.0
@@ -55,6 +57,31 @@ class InferReply:
     def labelmap(self) -> Image:
         """The label map, (I, J, K) in the image's voxel order; a 2D image is (W, H, 1)."""
         return read_bytes(self.content, self.filename)
+
+    def onto(self, base: NDArray) -> NDArray:
+        """The whole label map, also where only the region that changed was sent.
+
+        Args:
+            base: (I, J, K), what was sent along as ``label``, or zeros; returned where nothing changed.
+
+        Raises:
+            ServerError: When the reply holds no label map that fits.
+        """
+        region = self.params.get("region")
+        if "region" in self.params and region is None:
+            return base
+        if not self.content:
+            raise ServerError("POST /infer", None, "the reply holds no image part")
+        found, whole = self.labelmap().array, base.copy()
+        part = whole
+        if region is not None:
+            low, high = tuple(region["low"]), tuple(region["high"])
+            part = Region(low=low, high=high).cut(whole)
+        if found.shape != part.shape:
+            text = f"the reply's label map has shape {found.shape}, not {part.shape}"
+            raise ServerError("POST /infer", None, text)
+        part[...] = found
+        return whole
 
 
 def read_bytes(content: bytes, filename: str) -> Image:
