@@ -36,7 +36,7 @@ def parts(reply):
 def test_info_lists_what_the_viewers_show(served):
     client, _, _ = served
     info = client.get("/info/").json()
-    assert info["labels"] == ["liver", "spleen", "aorta"]
+    assert info["labels"] == ["liver", "spleen", "aorta", "background"]
     assert {"sam_click_2d", "sam_click_3d", "unet"} <= set(info["models"])
     assert info["models"]["sam_click_2d"]["type"] == "deepgrow"
     assert info["models"]["sam_click_2d"]["dimension"] == 2

@@ -22,7 +22,9 @@ from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
+from sam_infer.prompts.multi import BACKGROUND
 from sam_infer.tasks.click import ClickInfer
+from sam_infer.tasks.multi import MultiInfer
 from sam_infer.tasks.reply import LabelmapFile
 from sam_infer.tasks.scribble import ScribbleInfer
 
@@ -70,8 +72,12 @@ class SamloopApp(MONAILabelApp):
             conf=conf,
             name=self.project.name,
             description="SAM proposes, the clinician corrects and accepts, the models learn",
-            labels=list(self.project.labels),
+            labels=self._listed_labels(),
         )
+
+    def _listed_labels(self) -> list[str]:
+        """The labels in /info/: 3D Slicer sends points of these names only, of "background" too."""
+        return [*self.project.labels, *([BACKGROUND] if "sam_multi" in self.project.models else [])]
 
     def init_datastore(self) -> Datastore:
         """The safe local store, or MONAI Label's own for a URL."""
@@ -101,6 +107,9 @@ class SamloopApp(MONAILabelApp):
         makers = {
             "sam_click_2d": lambda: ClickInfer(encoder=self.encoder, library=self.library, dimension=2),
             "sam_click_3d": lambda: ClickInfer(encoder=self.encoder, library=self.library, dimension=3),
+            "sam_multi": lambda: MultiInfer(
+                encoder=self.encoder, library=self.library, labels=self.project.labels
+            ),
             "sam_scribble": lambda: ScribbleInfer(encoder=self.encoder, library=self.library),
             "unet": unet,
         }

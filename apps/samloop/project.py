@@ -16,7 +16,7 @@ from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 
 DEFAULT = Path(__file__).with_name("project.yaml")
-MODELS = ("sam_click_2d", "sam_click_3d", "sam_scribble", "unet")
+MODELS = ("sam_click_2d", "sam_click_3d", "sam_multi", "sam_scribble", "unet")
 TRAINERS = ("unet",)
 STRATEGIES = ("first", "random", "uncertainty")
 MAX_LABELS = 254

@@ -63,6 +63,11 @@ def parse_zoom(value: object) -> bool | None:
     return known[value.lower()]
 
 
+def parse_region(roi: object, shape: tuple[int, int, int]) -> Region | None:
+    """``roi`` as `sam_infer.geometry.parse_roi` reads it; None, [] and "" mean that there is none."""
+    return None if roi is None or roi == "" or roi == [] else parse_roi(roi, shape)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clicks:
     """The prompts of one object, in voxels.
@@ -108,11 +113,10 @@ def parse_clicks(
     Raises:
         InputError: When a value is malformed, outside the image, or nothing says where the object is.
     """
-    roi = request.get("roi")
     clicks = Clicks(
         foreground=parse_points("foreground", request.get("foreground"), shape),
         background=parse_points("background", request.get("background"), shape),
-        region=parse_roi(roi, shape) if roi is not None and roi != [] and roi != "" else None,
+        region=parse_region(request.get("roi"), shape),
         slice=parse_slice(request.get("slice"), shape),
         existing=existing if existing is not None and existing.any() else None,
     )

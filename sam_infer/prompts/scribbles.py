@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam_infer.errors import InputError
-from sam_infer.geometry import Region, parse_roi
+from sam_infer.geometry import Region
+from sam_infer.prompts.request import parse_region
 from sam_infer.types import BoolArray
 
 #: Names under which 3D Slicer lists the two layers of strokes in ``label_info``.
@@ -63,8 +64,7 @@ def parse_scribbles(
             f"and {BACKGROUND} among the names",
             status=422,
         )
-    roi = request.get("roi")
-    region = parse_roi(roi, shape) if roi is not None and roi != [] and roi != "" else None
+    region = parse_region(request.get("roi"), shape)
     layers = {name: painted == value for name, value in values.items()}
     nothing = np.zeros(shape, bool)
     foreground, background = layers.get(FOREGROUND, nothing), layers.get(BACKGROUND, nothing)
@@ -72,7 +72,7 @@ def parse_scribbles(
     if region is not None:
         if foreground.any() and not foreground[region.voxels].any():
             raise InputError(
-                "roi", roi, "every foreground stroke lies outside it; move the roi, or leave it out"
+                "roi", region.bounds, "every foreground stroke lies outside it; move the roi, or leave it out"
             )
         foreground, background = (_within(layer, region) for layer in (foreground, background))
     existing = _uncovered(existing, foreground | background) if existing is not None else None

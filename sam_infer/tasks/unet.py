@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 from sam_infer.networks.unet import UnetModel, load_unet
+from sam_infer.tasks.numbering import numbered
 from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.volumes import Image
@@ -91,7 +90,7 @@ class UnetInfer(LabelmapTask):
 
         Args:
             request: ``image`` = path of a file; ``window_level`` and ``window_width``; the keys of
-                `sam_infer.tasks.reply.make_reply`.
+                `sam_infer.tasks.numbering.numbered` and `sam_infer.tasks.reply.make_reply`.
 
         Returns:
             The label map, and: label_names (name to value, the classes present), score (confidence
@@ -110,12 +109,11 @@ class UnetInfer(LabelmapTask):
         watch.mark("load")
         prediction = model.predict_volume(image, window)
         watch.mark("predict")
-        file, facts = make_reply(prediction.labelmap, image, request)
+        labelmap, names = numbered(prediction.labelmap, model.labels, request)
+        file, facts = make_reply(labelmap, image, request)
         watch.mark("write")
-        present = np.flatnonzero(np.bincount(prediction.labelmap.reshape(-1, order="A"), minlength=256))
-        names = {name: value for name, value in model.labels.items() if value in present}
         return file, {
-            "label_names": dict(sorted(names.items(), key=lambda item: item[1])),
+            "label_names": names,
             **facts,
             "score": round(prediction.confidence, 4),
             "model": {

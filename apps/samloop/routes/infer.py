@@ -27,7 +27,9 @@ from sam_infer.tasks.reply import LabelmapFile
 from sam_infer.volumes import extension
 
 #: Request keys that only the server sets; a client's are dropped.
-SERVER_KEYS = ("model", "image", "image_path", "label_file", "session", "description", "transient")
+SERVER_KEYS = (
+    "model", "image", "image_path", "label_file", "label_values", "session", "description", "transient",
+)  # fmt: skip
 #: What a client may set for a batch; all else of the request belongs to the server.
 BATCH_KEYS = (
     "label_tag",
@@ -62,6 +64,8 @@ async def infer(
     def work() -> Response:
         values = parse_object("params", params)
         source: dict[str, Any] = {"model": model, "image": image}
+        if output in (None, "all"):
+            source["label_values"] = "contiguous"
         with ExitStack() as stack:
             if session_id:
                 source["image_path"] = _session_image(app_instance(), session_id)
