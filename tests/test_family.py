@@ -1,5 +1,7 @@
 """The catalogue's engines: each is framed as its authors do, and answers what their own code answers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,14 @@ def test_the_bundled_weights_come_with_the_package(monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert find(CATALOG["bundled"]) == PACKAGED / "bundled.safetensors"
     assert create_engine("bundled").name == "bundled"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documentation_tells_what_the_catalogue_has(name):
+    entry = CATALOG[name]
+    text = (Path(__file__).parents[1] / "docs" / "engines.md").read_text("utf-8")
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    size = "in the package" if entry.packaged else f"{entry.size:,}" if entry.size else "size not known"
+    for told in (f"`{entry.file}`, {size}", f"{entry.side} px", f"| {entry.licence} |"):
+        assert told in row
+    assert entry.commercial != ("not for commercial use" in row)

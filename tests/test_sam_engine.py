@@ -92,17 +92,24 @@ CASES = {
 }
 
 
+def predicted(predictor, case, mask_input=None):
+    """What ``SamPredictor`` answers, as (M, H, W) logits."""
+    prompts = CASES[case]
+    return predictor.predict(
+        point_coords=prompts.get("points"),
+        point_labels=prompts.get("point_labels"),
+        box=np.array(prompts["box"]) if "box" in prompts else None,
+        mask_input=mask_input,
+        multimask_output=case == "one point" and mask_input is None,
+        return_logits=True,
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_predictors(engine, embedding, predictor, case):
     prompts = Prompts(**CASES[case])
     found = engine.decode(embedding, [prompts])[0]
-    logits, iou, _ = predictor.predict(
-        point_coords=prompts.points if len(prompts.points) else None,
-        point_labels=prompts.point_labels if len(prompts.points) else None,
-        box=None if prompts.box is None else np.array(prompts.box),
-        multimask_output=case == "one point",
-        return_logits=True,
-    )
+    logits, iou, _ = predicted(predictor, case)
     assert found.logits.shape == logits.shape == (3 if case == "one point" else 1, 70, 110)
     np.testing.assert_allclose(found.logits, logits, atol=1e-4)
     np.testing.assert_allclose(found.iou, iou.clip(0, 1), atol=1e-5)
@@ -141,6 +148,21 @@ def test_fingerprint_changes_with_the_weights(engine):
     assert SamEngine(model=small_sam()).fingerprint == engine.fingerprint
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_logits_with_a_mask_equal_the_predictors(engine, sam, case):
+    """A slice of the size of SAM's mask input, so that the previous logits go in as they are."""
+    from segment_anything import SamPredictor
+
+    side = SIDE // 4
+    image = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    mask = 3 * np.random.default_rng(2).normal(size=(side, side)).astype(np.float32)
+    prompts = Prompts(**CASES[case], mask_logits=mask)
+    found = engine.decode(engine.encode(image.astype(np.float32) / 255), [prompts])[0]
+    np.testing.assert_allclose(found.logits, predicted(predictor, case, mask[None])[0], atol=1e-4)
+
+
 @pytest.mark.slow
 def test_vit_b_checkpoint_file_runs_and_equals_the_predictor(tmp_path, image):
     """The real ViT-B: 375 MB of random weights through a file."""
@@ -150,10 +172,9 @@ def test_vit_b_checkpoint_file_runs_and_equals_the_predictor(tmp_path, image):
     sam = sam_model_registry["vit_b"]().eval()
     torch.save(sam.state_dict(), tmp_path / "sam_vit_b.pth")
     engine = create_engine("sam_vit_b", weights=tmp_path / "sam_vit_b.pth")
-    found = engine.decode(engine.encode(image.astype(np.float32) / 255), [Prompts(**CASES["box"])])[0]
+    embedding = engine.encode(image.astype(np.float32) / 255)
     predictor = SamPredictor(sam)
     predictor.set_image(image)
-    logits, _, _ = predictor.predict(
-        box=np.array(CASES["box"]["box"]), multimask_output=False, return_logits=True
-    )
-    np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+    for case, prompts in CASES.items():
+        found = engine.decode(embedding, [Prompts(**prompts)])[0]
+        np.testing.assert_allclose(found.logits, predicted(predictor, case)[0], atol=1e-4)

@@ -32,7 +32,7 @@ class Project:
         ct: Window for CT in HU; None = percentiles.
         other: Window for other volumes; None = percentiles.
         engine: Registry name of the promptable engine.
-        weights: Its checkpoint file; None for the bundled engine.
+        weights: Its checkpoint file, or a folder that holds it; None = packaged, or in the cache folder.
         device: Torch device, "auto" resolved.
         runtime: How the engine's image encoder is run.
         models: Inference tasks served.
