@@ -3,11 +3,12 @@
 import argparse
 import sys
 
-from bench import latency, propagation
+from bench import encoder, latency, propagation
 
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 commands = parser.add_subparsers(required=True)
-latency.add_parsers(commands)
+latency.add_parser(commands)
 propagation.add_parser(commands)
+encoder.add_parser(commands)
 arguments = parser.parse_args()
 sys.exit(arguments.func(arguments))
