@@ -1,6 +1,7 @@
 """python -m bench: measurements that print tables."""
 
 import argparse
+import signal
 import sys
 
 from bench import encoder, latency, propagation
@@ -11,4 +12,6 @@ latency.add_parser(commands)
 propagation.add_parser(commands)
 encoder.add_parser(commands)
 arguments = parser.parse_args()
+# A measurement that is ended stops the processes that it started.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 sys.exit(arguments.func(arguments))
