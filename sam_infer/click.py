@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sam_infer.axes import turned_array, turned_clicks, turned_image
 from sam_infer.correct import correct_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
+from sam_infer.follow import Follower
 from sam_infer.geometry import Region, put_slice, slice_distance
 from sam_infer.intensity import Window
 from sam_infer.prompts.request import Clicks, choose_slice
-from sam_infer.propagate import StopRule, mask_logits, propagate
+from sam_infer.propagate import NOTHING, Volume, propagate
+from sam_infer.step import Step, decoded_step, mask_logits
+from sam_infer.stoprule import StopRule
 from sam_infer.types import Box, Candidates, Crop, Prompts
+from sam_infer.volumehistory import Answer, VolumeHistory
 from sam_infer.volumes import Image, empty_labelmap
 
 #: Decodes the prompts of a prompted slice.
@@ -35,6 +40,9 @@ class Segmented:
         stops: 3D only: why the propagation ended, by slice.
         crop: The part of the prompted slice (of several, of the first that was zoomed) that was encoded by
             itself; None = the whole slice.
+        axis: The voxel axis along which slices are counted.
+        walked: 3D only: slices that were decided anew, ascending; the others are as they were.
+        decoded: 3D only: how many slices were decoded.
     """
 
     labelmap: NDArray[np.uint8]
@@ -44,6 +52,9 @@ class Segmented:
     cached: bool
     stops: dict[int, str]
     crop: Crop | None = None
+    axis: int = 2
+    walked: list[int] = field(default_factory=list)
+    decoded: int = 0
 
 
 def _on_slice(clicks: Clicks, k: int, box: Box | None) -> Prompts:
@@ -113,12 +124,15 @@ def click_volume(
     zoom: bool | None = None,
     decode_seed: SeedDecode | None = None,
     rule: StopRule | None = None,
+    axis: int = 2,
+    history: VolumeHistory | None = None,
 ) -> Segmented:
     """Segment the whole object: decode the prompted slices, then propagate in both directions.
 
     A ROI of one slice is a box on that slice and leaves the extent open; a ROI of several slices bounds the
     object, its box prompting the middle slice. With an existing mask, only what the clicks change is carried
-    to neighbouring slices.
+    to neighbouring slices. A click that continues a request in the history corrects what that request found
+    on the click's slice, and only what this changes is propagated anew.
 
     Args:
         image: The image.
@@ -130,57 +144,114 @@ def click_volume(
             the prompted ones.
         decode_seed: Decodes the prompts of a prompted slice; as corrections of one another by default.
         rule: When propagation stops.
+        axis: The voxel axis across whose slices to propagate.
+        history: Earlier answers.
 
     Raises:
         InputError: When nothing says where the object is, or a foreground point lies on a slice outside a ROI
             that bounds the object.
     """
-    seeds = _seeds(image, clicks)
+    labelmap = empty_labelmap(image.shape)
+    if clicks.existing is not None:
+        labelmap[...] = clicks.existing
+        history = None
+    image, clicks = turned_image(image, axis), turned_clicks(clicks, axis)
+    rule = rule or StopRule()
+    base = (image.key, window, encoder.engine.fingerprint, zoom, clicks.region, clicks.slice, rule)
+    plan = _plan(image, clicks, history, base)
     cached = True
-    for k, prompts in seeds.items():
+    for k, prompts in plan.seeds.items():
         cached &= encoder.prepare(image, k, window, prompts, zoom=zoom)
     mark("encode")
     decode_seed = decode_seed or (
         lambda k, prompts: encoder.decode_history(image, k, window, prompts, zoom=zoom)
     )
-    decoded = {k: decode_seed(k, prompts) for k, prompts in seeds.items()}
+    found = {k: decode_seed(k, prompts) for k, prompts in plan.seeds.items()}
     mark("decode")
-    crop = next((found.crop for found in decoded.values() if found.crop is not None), None)
+    crop = next((one.crop for one in found.values() if one.crop is not None), None)
+    if not found and plan.known is not None:
+        crop = plan.known.crop
 
     def decode(k: int, prompts: Sequence[Prompts]) -> list[Candidates]:
         return encoder.decode(image, k, window, prompts, zoom=crop is not None)
 
-    if clicks.existing is not None:
-        volume = correct_volume(
-            clicks.existing,
-            decoded,
-            decode=decode,
-            clicks=clicks.on_slice,
-            thickness=slice_distance(image.affine),
-        )
-    else:
-        region = clicks.region
-        bounds = region.slices if region is not None and len(region.slices) > 1 else None
-        volume = propagate(
-            decoded,
-            shape=image.shape,
-            decode=decode,
-            values=lambda k: encoder.slice_values(image, k, window),
-            clicks=clicks.on_slice,
-            thickness=slice_distance(image.affine),
-            bounds=bounds,
-            rule=rule,
-        )
+    decoded = {k: decoded_step(k, one) for k, one in found.items()}
+    follower = Follower(
+        size=(image.shape[1], image.shape[0]),
+        decode=decode,
+        values=lambda k: encoder.slice_values(image, k, window),
+        clicks=clicks.on_slice,
+        thickness=slice_distance(image.affine),
+        rule=rule,
+    )
+    volume = _volume(image, clicks, decoded, plan.known, follower)
+    if history is not None:
+        answer = Answer(volume=volume, own=plan.own, prompted=plan.prompted, crop=crop)
+        history.put(base, clicks, answer)
+    volume.paint(turned_array(labelmap, axis))
     mark("propagate")
     return Segmented(
-        labelmap=volume.mask,
+        labelmap=labelmap,
         score=volume.iou,
-        slices=sorted(seeds),
+        slices=sorted(plan.prompted),
         ignored_points=0,
         cached=cached,
-        stops=volume.stops,
+        stops=dict(volume.stops),
         crop=crop,
+        axis=axis,
+        walked=volume.walked,
+        decoded=volume.decoded + len(decoded),
     )
+
+
+def _volume(
+    image: Image, clicks: Clicks, decoded: dict[int, Step], known: Answer | None, follower: Follower
+) -> Volume:
+    """The object from its decoded slices, or the correction of an existing mask."""
+    region = clicks.region
+    bounds = region.slices if region is not None and len(region.slices) > 1 else None
+    if clicks.existing is not None:
+        return correct_volume(
+            clicks.existing,
+            decoded,
+            decode=follower.decode,
+            clicks=clicks.on_slice,
+            thickness=follower.thickness,
+            bounds=bounds,
+        )
+    if not decoded and known is not None:
+        return replace(known.volume, walked=[], decoded=0)
+    earlier = known.volume if known is not None else NOTHING
+    seeds = {k: earlier.steps[k] for k in known.prompted} if known is not None else {}
+    return propagate(seeds | decoded, depth=image.shape[2], follower=follower, bounds=bounds, earlier=earlier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Prompts to decode, by slice; the answer that they continue; and what `Answer` says of the result."""
+
+    seeds: dict[int, Prompts]
+    known: Answer | None
+    own: frozenset[int]
+    prompted: frozenset[int]
+
+
+def _plan(image: Image, clicks: Clicks, history: VolumeHistory | None, base: Hashable) -> _Plan:
+    seeds = _seeds(image, clicks)
+    known = history.get(base, clicks) if history is not None else None
+    if known is not None:
+        return _Plan(seeds={}, known=known, own=known.own, prompted=known.prompted)
+    before = history.before(base, clicks) if history is not None else None
+    if before is None:
+        return _Plan(seeds=seeds, known=None, own=frozenset(seeds), prompted=frozenset(seeds))
+    known, k = before
+    held = known.volume.steps.get(k)
+    if k not in known.own and held is not None and held.area:
+        shown = mask_logits(held.mask_on((slice(0, image.shape[1]), slice(0, image.shape[0]))))
+        fresh = {k: replace(clicks.on_slice(k), mask_logits=shown)}
+        return _Plan(seeds=fresh, known=known, own=known.own, prompted=known.prompted | {k})
+    fresh = {k: seeds[k]} if k in seeds else {}
+    return _Plan(seeds=fresh, known=known, own=known.own | set(fresh), prompted=known.prompted | set(fresh))
 
 
 def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:

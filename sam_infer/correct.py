@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-from sam_infer.geometry import put_slice
-from sam_infer.propagate import Decode, Volume, decode_neighbour, mask_logits, touching
-from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
-from sam_infer.volumes import empty_labelmap
+from sam_infer.follow import Decode, decode_neighbour, touching
+from sam_infer.propagate import Volume
+from sam_infer.step import Step, mask_step
+from sam_infer.types import BoolArray, FloatArray, Prompts
 
 #: How many times its radius an addition is deep at most.
 DEPTH = 1.0
@@ -57,11 +56,12 @@ def _larger(change: BoolArray, limit: int) -> BoolArray:
 
 def correct_volume(
     existing: BoolArray,
-    seeds: Mapping[int, Candidates],
+    seeds: Mapping[int, Step],
     *,
     decode: Decode,
     clicks: Callable[[int], Prompts],
     thickness: float = 1.0,
+    bounds: range | None = None,
 ) -> Volume:
     """Correct a volume's mask: carry what changed on the clicked slices to their neighbours.
 
@@ -72,66 +72,89 @@ def correct_volume(
 
     Args:
         existing: (I, J, K) bool, the mask to correct.
-        seeds: Decoded candidates of the clicked slices, by k.
+        seeds: The object on the clicked slices, by k.
         decode: Decodes prompts on a slice.
         clicks: The user's clicks on a slice.
         thickness: Distance between slices, in pixels of a slice.
+        bounds: Slices that may be changed; None = all.
+
+    Returns:
+        The slices that were decided anew; the others stay as they are.
     """
-    volume = empty_labelmap(existing.shape)  # type: ignore[arg-type]
-    volume[...] = existing
-    quality: list[float] = []
-    stops: dict[int, str] = {}
-    for k, seed in seeds.items():
-        put_slice(volume, k, seed.mask())
-        quality.append(float(seed.iou[seed.best]))
+    depth = existing.shape[2]
+    bounds = bounds if bounds is not None else range(depth)
+    carrier = _Carrier(existing=existing, seeds=seeds, decode=decode, bounds=bounds)
+    whole = (slice(0, existing.shape[1]), slice(0, existing.shape[0]))
     for k, seed in seeds.items():
         before = existing[:, :, k].T
-        changed = seed.mask() ^ before
-        reach = existing.shape[2]
-        if (changed & before).sum() * 2 <= changed.sum():
+        changed = seed.mask_on(whole) ^ before
+        reach = depth
+        if np.count_nonzero(changed & before) * 2 <= np.count_nonzero(changed):
             reach = int(DEPTH * _radius(changed) / thickness)
         for step in (1, -1):
-            path = range(k + step, k + step * (reach + 1), step)
-            stops_at, reason = _carry(volume, path, seed.mask(), changed, seeds, decode, clicks(k), quality)
-            stops[stops_at] = reason
-    return Volume(mask=volume, iou=float(np.mean(quality)), stops=stops)
+            carrier.carry(seed, changed, range(k + step, k + step * (reach + 1), step), clicks(k))
+    return Volume(
+        steps=dict(sorted(carrier.steps.items())),
+        stops=dict(sorted(carrier.stops.items())),
+        walked=sorted(carrier.steps),
+        decoded=carrier.decoded,
+    )
 
 
-def _carry(
-    volume: NDArray[np.uint8],
-    path: range,
-    mask: BoolArray,
-    changed: BoolArray,
-    seeds: Mapping[int, Candidates],
-    decode: Decode,
-    clicks: Prompts,
-    quality: list[float],
-) -> tuple[int, str]:
-    """Carry a change along ``path`` into ``volume``; the slice where it ended, and why."""
-    for n in path:
-        if not 0 <= n < volume.shape[2]:
-            return n, "edge"
-        if n in seeds:
-            return n, "met"
-        before = volume[:, :, n].T.astype(bool)
-        expected = np.where(changed, mask, before)
-        if not expected.any() or not (expected ^ before).any():
-            put_slice(volume, n, expected)
-            return n, "vanished"
-        found = decode_neighbour(
-            decode, n, mask=expected, logits=mask_logits(expected), clicks=_inside(clicks, changed)
-        )
-        near = ndimage.binary_dilation(changed, iterations=2)
-        after = np.where(near, found.mask(), before)
-        following = touching(after ^ before, changed)
-        if following.sum() < 0.2 * changed.sum():
-            return n, "unchanged"
-        if following.sum() > GROWTH * changed.sum():
-            return n, "grew"
-        put_slice(volume, n, np.where(following, after, before))
-        quality.append(float(found.iou[found.best]))
-        changed, mask = following, after
-    return path.stop, "deep enough"
+class _Carrier:
+    """Carries changes of slices to their neighbours."""
+
+    def __init__(
+        self, *, existing: BoolArray, seeds: Mapping[int, Step], decode: Decode, bounds: range
+    ) -> None:
+        self.existing = existing
+        self.seeds = seeds
+        self.decode = decode
+        self.bounds = bounds
+        self.steps = dict(seeds)
+        self.stops: dict[int, str] = {}
+        self.decoded = 0
+
+    def carry(self, seed: Step, changed: BoolArray, path: range, clicks: Prompts) -> None:
+        """Carry a change along ``path``; ``changed`` is (H, W) on the seed's slice."""
+        size = (changed.shape[0], changed.shape[1])
+        last = seed
+        for n in path:
+            if n not in self.bounds:
+                self.stops[n] = "roi" if 0 <= n < self.existing.shape[2] else "edge"
+                return
+            if n in self.seeds:
+                self.stops[n] = "met"
+                return
+            before = self._now(n)
+            expected = np.where(changed, last.mask_on((slice(0, size[0]), slice(0, size[1]))), before)
+            shown = mask_step(n, expected, iou=last.iou)
+            if not expected.any() or not (expected ^ before).any():
+                self.steps[n] = shown
+                self.stops[n] = "vanished"
+                return
+            found = decode_neighbour(self.decode, n, last=shown, clicks=_inside(clicks, changed), size=size)
+            self.decoded += 1
+            near = ndimage.binary_dilation(changed, iterations=2)
+            after = np.where(near, found.mask(), before)
+            following = touching(after ^ before, changed)
+            if np.count_nonzero(following) < 0.2 * np.count_nonzero(changed):
+                self.stops[n] = "unchanged"
+                return
+            if np.count_nonzero(following) > GROWTH * np.count_nonzero(changed):
+                self.stops[n] = "grew"
+                return
+            iou = float(found.iou[found.best])
+            self.steps[n] = mask_step(n, np.where(following, after, before), iou=iou)
+            changed, last = following, mask_step(n, after, iou=iou)
+        self.stops[path.stop] = "deep enough"
+
+    def _now(self, k: int) -> BoolArray:
+        """(H, W) bool: the mask on a slice, with what has been carried there."""
+        if k in self.steps:
+            shape = self.existing.shape
+            return self.steps[k].mask_on((slice(0, shape[1]), slice(0, shape[0])))
+        return np.asarray(self.existing[:, :, k].T)
 
 
 def _radius(changed: BoolArray) -> float:

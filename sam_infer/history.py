@@ -9,7 +9,7 @@ import numpy as np
 
 from sam_infer.cache import ByteLru
 from sam_infer.correct import correct_slice
-from sam_infer.propagate import mask_logits
+from sam_infer.step import mask_logits
 from sam_infer.types import Candidates, FloatArray, Prompts
 
 #: Clicks replayed one by one at most when none of their history is known.

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_infer.click import Segmented
+from sam_infer.follow import CARRIED, Decode
 from sam_infer.geometry import tight_box
 from sam_infer.prompts.multi import Objects
 from sam_infer.prompts.request import Clicks
-from sam_infer.propagate import CARRIED, Decode, mask_logits
+from sam_infer.step import mask_logits
 from sam_infer.types import BoolArray, Prompts
 from sam_infer.volumes import empty_labelmap
 

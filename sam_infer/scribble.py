@@ -16,7 +16,7 @@ from sam_infer.intensity import Window
 from sam_infer.prompts.request import Clicks
 from sam_infer.prompts.scribbles import Scribbles
 from sam_infer.prompts.strokes import stroke_points
-from sam_infer.propagate import mask_logits
+from sam_infer.step import mask_logits
 from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
 from sam_infer.volumes import Image, empty_labelmap
 from sam_infer.walker import walker_logits

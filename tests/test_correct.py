@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sam_infer.correct import correct_slice, correct_volume
+from sam_infer.step import mask_step
 from sam_infer.types import Candidates, Prompts
 
 
@@ -52,20 +53,33 @@ def test_an_answer_that_cannot_be_checked_stands(before):
     np.testing.assert_array_equal(correct_slice(before, answer, point=point, label=1), answer)
 
 
+def agree(_, prompts):
+    """An engine that agrees to whatever it is shown."""
+    return [Candidates(logits=p.mask_logits[None], iou=np.array([0.9], np.float32)) for p in prompts]
+
+
 def test_a_change_is_carried_as_deep_as_it_is_wide():
     """Over an engine that agrees to whatever it is shown, nothing else would end it."""
     existing = np.zeros((40, 40, 30), bool)
     existing[5:15, 5:15] = True
-    answer = Candidates(logits=logits(OBJECT, (15, 5, 25, 15))[None], iou=np.array([0.9], np.float32))
-
-    def agree(_, prompts):
-        shown = next(p.mask_logits for p in prompts if p.mask_logits is not None)
-        return [Candidates(logits=shown[None], iou=np.array([0.9], np.float32)) for _ in prompts]
+    answer = mask_step(15, logits(OBJECT, (15, 5, 25, 15)) > 0, iou=0.9)
 
     for thickness, depth in ((1.0, 5), (2.5, 2)):
         found = correct_volume(
             existing, {15: answer}, decode=agree, clicks=lambda _: Prompts(), thickness=thickness
         )
-        changed = np.flatnonzero((found.mask.astype(bool) ^ existing).any(axis=(0, 1)))
+        after = found.paint(existing.astype(np.uint8)) > 0
+        changed = np.flatnonzero((after ^ existing).any(axis=(0, 1)))
         assert changed.tolist() == list(range(15 - depth, 15 + depth + 1))
         assert set(found.stops.values()) == {"deep enough"}
+
+
+def test_a_correction_stays_within_its_bounds():
+    existing = np.zeros((40, 40, 30), bool)
+    existing[5:15, 5:15] = True
+    answer = mask_step(15, logits(OBJECT, (15, 5, 25, 15)) > 0, iou=0.9)
+    found = correct_volume(
+        existing, {15: answer}, decode=agree, clicks=lambda _: Prompts(), bounds=range(13, 19)
+    )
+    assert sorted(found.steps) == [13, 14, 15, 16, 17, 18]
+    assert found.stops == {12: "roi", 19: "roi"}

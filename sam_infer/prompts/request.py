@@ -38,18 +38,19 @@ def parse_window(request: Mapping[str, Any]) -> Window | None:
     return Window(level=level, width=width)
 
 
-def parse_slice(value: object, shape: tuple[int, int, int]) -> int | None:
-    """``slice``: an index k; None, "" and -1 mean that none is named."""
+def parse_slice(value: object, shape: tuple[int, int, int], axis: int = 2) -> int | None:
+    """``slice``: an index along an axis; None, "" and -1 mean that none is named."""
+    depth = shape[axis]
     if value is None or value == "" or (value == -1 and not isinstance(value, bool)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise InputError("slice", value, f"send a slice index from 0 to {shape[2] - 1}")
+        raise InputError("slice", value, f"send a slice index from 0 to {depth - 1}")
     try:
         number = float(value)
     except (ValueError, OverflowError):
         number = float("nan")
-    if number != number or number != int(number if abs(number) < 2**31 else 0) or not 0 <= number < shape[2]:
-        raise InputError("slice", value, f"send a slice index from 0 to {shape[2] - 1}")
+    if number != number or number != int(number if abs(number) < 2**31 else 0) or not 0 <= number < depth:
+        raise InputError("slice", value, f"send a slice index from 0 to {depth - 1}")
     return int(number)
 
 
@@ -101,7 +102,11 @@ class Clicks:
 
 
 def parse_clicks(
-    request: Mapping[str, Any], shape: tuple[int, int, int], *, existing: BoolArray | None = None
+    request: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    *,
+    existing: BoolArray | None = None,
+    axis: int = 2,
 ) -> Clicks:
     """Read ``foreground``, ``background``, ``roi`` and ``slice`` of a click request.
 
@@ -109,6 +114,7 @@ def parse_clicks(
         request: The request's parameters.
         shape: (I, J, K) of the image.
         existing: (I, J, K) bool, the mask that was sent along, or None.
+        axis: The voxel axis along which ``slice`` counts.
 
     Raises:
         InputError: When a value is malformed, outside the image, or nothing says where the object is.
@@ -117,7 +123,7 @@ def parse_clicks(
         foreground=parse_points("foreground", request.get("foreground"), shape),
         background=parse_points("background", request.get("background"), shape),
         region=parse_region(request.get("roi"), shape),
-        slice=parse_slice(request.get("slice"), shape),
+        slice=parse_slice(request.get("slice"), shape, axis),
         existing=existing if existing is not None and existing.any() else None,
     )
     if not len(clicks.foreground) and clicks.region is None and clicks.existing is None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from sam_infer.axes import parse_axis
 from sam_infer.click import Segmented, click_slice, click_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
+from sam_infer.islands import Removed, parse_islands, remove_islands
 from sam_infer.library import ImageLibrary
 from sam_infer.prompts.request import Clicks, parse_clicks, parse_zoom
 from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
+from sam_infer.volumehistory import VolumeHistory
 from sam_infer.volumes import read_labelmap
 
 DESCRIPTION = {
@@ -27,7 +31,8 @@ class ClickInfer(LabelmapTask):
     Request: ``image`` (path), ``foreground``, ``background`` (voxels, or column and row on a 2D image),
     ``roi`` ([i0, i1, j0, j1, k0, k1]), ``slice``, ``label`` (its name), ``window_level``, ``window_width``,
     ``zoom`` (true, false or "auto"),
-    ``label_file`` (path of a mask to correct), ``result_extension``, ``result_compress``, ``result_region``.
+    ``label_file`` (path of a mask to correct), ``axis`` (3D), ``keep_largest``, ``min_island_voxels``,
+    ``result_extension``, ``result_compress``, ``result_region``.
 
     Args:
         encoder: The engine behind its caches.
@@ -45,6 +50,7 @@ class ClickInfer(LabelmapTask):
         )
         self._encoder = encoder
         self._library = library
+        self._history = VolumeHistory()
 
     def is_valid(self) -> bool:
         """True: the engine reports missing weights when it is created."""
@@ -59,21 +65,33 @@ class ClickInfer(LabelmapTask):
         image = self._library.read(request["image"], transient=bool(request.get("transient")))
         sent = request.get("label_file")
         existing = read_labelmap(sent, image) > 0 if sent else None
-        clicks = parse_clicks(request, image.shape, existing=existing)
+        flat = self.dimension == 2 or image.shape[2] == 1
+        axis = 2 if flat else parse_axis(request, image.shape)
+        islands = parse_islands(request)
+        clicks = parse_clicks(request, image.shape, existing=existing, axis=axis)
         zoom = parse_zoom(request.get("zoom"))
         window = self._library.window_for(image, request)
         watch.mark("load")
-        flat = self.dimension == 2 or image.shape[2] == 1
-        run = click_slice if flat else click_volume
+        run = click_slice if flat else partial(click_volume, axis=axis, history=self._history)
         found = run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark, zoom=zoom)
+        removed = remove_islands(found.labelmap, islands)
         file, facts = make_reply(
             found.labelmap, image, request, slices=found.slices if flat else None, existing=clicks.existing
         )
         watch.mark("write")
-        return file, {**self._report(label, clicks, found, window, facts), "latencies": watch.total()}
+        return file, {
+            **self._report(label, clicks, found, removed, window, facts),
+            "latencies": watch.total(),
+        }
 
     def _report(
-        self, label: str, clicks: Clicks, found: Segmented, window: Window, facts: Mapping[str, Any]
+        self,
+        label: str,
+        clicks: Clicks,
+        found: Segmented,
+        removed: Removed,
+        window: Window,
+        facts: Mapping[str, Any],
     ) -> dict[str, Any]:
         region = clicks.region
         return {
@@ -91,8 +109,23 @@ class ClickInfer(LabelmapTask):
             },
             **facts,
             "propagation": {str(k): why for k, why in found.stops.items()} if self.dimension == 3 else None,
+            "axis": found.axis,
+            "decoded_slices": found.decoded if self.dimension == 3 else None,
+            "walked": _spans(found.walked) if self.dimension == 3 else None,
+            "removed_islands": {"components": removed.components, "voxels": removed.voxels},
             "window": {"level": window.level, "width": window.width},
             "engine": self._encoder.engine.name,
             "embedding_cached": found.cached,
             "crop": None if found.crop is None else list(found.crop),
         }
+
+
+def _spans(slices: list[int]) -> list[list[int]]:
+    """Runs of neighbouring slices, [[first, last], ...], of ascending indices."""
+    spans: list[list[int]] = []
+    for k in slices:
+        if spans and spans[-1][1] == k - 1:
+            spans[-1][1] = k
+        else:
+            spans.append([k, k])
+    return spans
