@@ -8,6 +8,7 @@ from sam_infer.axes import parse_axis, turned_image
 from sam_infer.click import click_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
+from sam_infer.follow import Follower
 from sam_infer.intensity import Window
 from sam_infer.library import ImageLibrary
 from sam_infer.prompts.request import parse_clicks
@@ -18,7 +19,6 @@ from sam_infer.tasks.click import ClickInfer
 from sam_infer.types import Candidates, Prompts
 from sam_infer.volumehistory import VolumeHistory
 from sam_infer.volumes import Image
-from sam_infer.walk import Walker
 from tests.conftest import ball
 from tests.fakes import ThresholdEngine
 
@@ -155,7 +155,7 @@ def test_a_gap_is_blended_by_distance_where_the_walks_differ():
         mask[32 - half : 32 + half, 32 - half : 32 + half] = True
         return mask_step(k, mask, iou=0.9)
 
-    walker = Walker(
+    follower = Follower(
         size=(64, 64),
         decode=keep,
         values=lambda k: np.full((64, 64), 0.5, np.float32),
@@ -163,7 +163,7 @@ def test_a_gap_is_blended_by_distance_where_the_walks_differ():
         thickness=1.0,
         rule=StopRule(),
     )
-    volume = propagate({4: square(4, 20), 12: square(12, 10)}, depth=16, walker=walker)
+    volume = propagate({4: square(4, 20), 12: square(12, 10)}, depth=16, follower=follower)
     areas = {k: step.area for k, step in volume.steps.items()}
     assert sorted(areas) == list(range(16))
     assert [areas[k] for k in range(4, 7)] == [1600] * 3
