@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from sam_infer.axes import turned_array, turned_clicks, turned_image
 from sam_infer.correct import correct_volume
 from sam_infer.embeddings import SliceEncoder
+from sam_infer.engines.base import VideoEngine
 from sam_infer.errors import InputError
 from sam_infer.follow import Follower
 from sam_infer.geometry import Region, put_slice, slice_distance
 from sam_infer.intensity import Window
 from sam_infer.prompts.request import Clicks, choose_slice
-from sam_infer.propagate import NOTHING, Volume, propagate
+from sam_infer.propagate import NOTHING, propagate
 from sam_infer.step import Step, decoded_step, mask_logits
 from sam_infer.stoprule import StopRule
 from sam_infer.types import Box, Candidates, Crop, Prompts
@@ -168,23 +169,28 @@ def click_volume(
     )
     found = {k: decode_seed(k, prompts) for k, prompts in plan.seeds.items()}
     mark("decode")
-    crop = next((one.crop for one in found.values() if one.crop is not None), None)
-    if not found and plan.known is not None:
-        crop = plan.known.crop
+    crop = plan.known.crop if plan.known is not None else None
+    crop = next((one.crop for one in found.values() if one.crop is not None), crop)
 
-    def decode(k: int, prompts: Sequence[Prompts]) -> list[Candidates]:
-        return encoder.decode(image, k, window, prompts, zoom=crop is not None)
-
+    region = clicks.region
+    bounds = region.slices if region is not None and len(region.slices) > 1 else None
     decoded = {k: decoded_step(k, one) for k, one in found.items()}
-    follower = Follower(
-        size=(image.shape[1], image.shape[0]),
-        decode=decode,
-        values=lambda k: encoder.slice_values(image, k, window),
-        clicks=clicks.on_slice,
-        thickness=slice_distance(image.affine),
-        rule=rule,
-    )
-    volume = _volume(image, clicks, decoded, plan.known, follower)
+    known = plan.known.volume if plan.known is not None else NOTHING
+    seeds = {k: known.steps[k] for k in plan.prompted - set(decoded)} | decoded
+    follower = _follower(image, clicks, seeds, encoder, window, rule, crop)
+    if clicks.existing is not None:
+        volume = correct_volume(
+            clicks.existing,
+            decoded,
+            decode=follower.decode,
+            clicks=clicks.on_slice,
+            thickness=follower.thickness,
+            bounds=bounds,
+        )
+    elif decoded:
+        volume = propagate(seeds, depth=image.shape[2], follower=follower, bounds=bounds, earlier=known)
+    else:
+        volume = replace(known, walked=[], decoded=0)
     if history is not None:
         answer = Answer(volume=volume, own=plan.own, prompted=plan.prompted, crop=crop)
         history.put(base, clicks, answer)
@@ -204,26 +210,41 @@ def click_volume(
     )
 
 
-def _volume(
-    image: Image, clicks: Clicks, decoded: dict[int, Step], known: Answer | None, follower: Follower
-) -> Volume:
-    """The object from its decoded slices, or the correction of an existing mask."""
-    region = clicks.region
-    bounds = region.slices if region is not None and len(region.slices) > 1 else None
-    if clicks.existing is not None:
-        return correct_volume(
-            clicks.existing,
-            decoded,
-            decode=follower.decode,
+def _follower(
+    image: Image,
+    clicks: Clicks,
+    seeds: Mapping[int, Step],
+    encoder: SliceEncoder,
+    window: Window,
+    rule: StopRule,
+    crop: Crop | None,
+) -> Follower:
+    """Follows the object by the engine's memory where it has one, else from neighbour to neighbour."""
+    engine = encoder.engine
+
+    def decode(k: int, prompts: Sequence[Prompts]) -> list[Candidates]:
+        return encoder.decode(image, k, window, prompts, zoom=crop is not None)
+
+    def track(path: range, seed: Step) -> Iterator[tuple[int, Candidates]]:
+        assert isinstance(engine, VideoEngine)
+        whole = (slice(0, image.shape[1]), slice(0, image.shape[0]))
+        return engine.track(
+            path,
+            seeds={k: step.mask_on(whole) for k, step in (*seeds.items(), (seed.k, seed)) if step.area},
+            embedding=lambda k: encoder.embedding(image, k, window)[0],
             clicks=clicks.on_slice,
-            thickness=follower.thickness,
-            bounds=bounds,
+            length=image.shape[2],
         )
-    if not decoded and known is not None:
-        return replace(known.volume, walked=[], decoded=0)
-    earlier = known.volume if known is not None else NOTHING
-    seeds = {k: earlier.steps[k] for k in known.prompted} if known is not None else {}
-    return propagate(seeds | decoded, depth=image.shape[2], follower=follower, bounds=bounds, earlier=earlier)
+
+    return Follower(
+        size=(image.shape[1], image.shape[0]),
+        decode=decode,
+        values=lambda k: encoder.slice_values(image, k, window),
+        clicks=clicks.on_slice,
+        thickness=slice_distance(image.affine),
+        rule=rule,
+        track=track if isinstance(engine, VideoEngine) and crop is None else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,8 @@ from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
 
 Decode = Callable[[int, Sequence[Prompts]], list[Candidates]]
 SliceValues = Callable[[int], FloatArray]
+#: Looks at the slices of a path one after another, from a step on, by an engine's own memory of the object.
+Track = Callable[[range, Step], Iterator[tuple[int, Candidates]]]
 #: Largest strength of the logits that are carried from slice to slice: weak, so that the image decides.
 CARRIED = 4.0
 #: Pixels by which a box is wider than the neighbour's mask: more makes masks grow from slice to slice.
@@ -38,6 +40,7 @@ class Follower:
         stride: Slices are decoded up to this share of the object's radius apart and those between are
             interpolated, as contours are drawn by hand; 0 = each is decoded.
         farthest: Slices that are decoded lie at most this many slices apart.
+        track: Looks at each slice in place of decoding it from its neighbour; None = there is no memory.
     """
 
     size: tuple[int, int]
@@ -48,6 +51,7 @@ class Follower:
     rule: StopRule
     stride: float = 0.1
     farthest: int = 3
+    track: Track | None = None
 
     def follow(self, seed: Step, path: range, known: Mapping[int, Step]) -> Followed:
         """Follow the object along ``path``, until it ends or is again what is known.
@@ -64,11 +68,13 @@ class Follower:
             return Followed(steps=steps, reason="vanished", decoded=decoded)
         reference = histogram(self.values(seed.k)[seed.window], seed.mask)
         areas = [seed.area]
+        tracked = None if self.track is None else self.track(path, seed)
         last, position, careful = seed, 0, 0
         while position < len(path):
-            length = 1 if careful else self._length(last, path[position:])
+            length = 1 if careful or tracked is not None else self._length(last, path[position:])
             k = path[position + length - 1]
-            step, reason = self._advance(last, k, length, reference)
+            found = self._found(last, k) if tracked is None else next(tracked)[1]
+            step, reason = self._advance(last, k, found, length, reference)
             decoded += 1
             if length > 1 and (reason or overlap(step, last) < CLOSE):
                 careful = length  # the object ends or changes within these slices: decode each of them
@@ -96,9 +102,13 @@ class Follower:
         clicked = (n for n in range(1, length) if len(self.clicks(path[n - 1]).points))
         return next(clicked, length)
 
-    def _advance(self, last: Step, k: int, length: int, reference: FloatArray) -> tuple[Step, str]:
+    def _found(self, last: Step, k: int) -> Candidates:
+        return decode_neighbour(self.decode, k, last=last, clicks=self.clicks(k), size=self.size)
+
+    def _advance(
+        self, last: Step, k: int, found: Candidates, length: int, reference: FloatArray
+    ) -> tuple[Step, str]:
         """The object on slice ``k``, and why it has ended there ("" = it has not)."""
-        found = decode_neighbour(self.decode, k, last=last, clicks=self.clicks(k), size=self.size)
         reach = self.rule.reach(self.thickness * length)
         window = window_around(last.box, reach + 1.0, self.size)
         before = last.mask_on(window)

@@ -255,3 +255,33 @@ def test_the_task_tells_what_was_walked_and_removed(tmp_path):
     assert params["empty"]
     assert params["removed_islands"] == {"components": 1, "voxels": int((found > 0).sum())}
     assert params["decoded_slices"] == 0
+
+
+class RememberingEngine(ThresholdEngine):
+    """Sees the bright component that overlaps what it remembers; counts the paths that it follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.paths = []
+
+    def track(self, path, *, seeds, embedding, clicks, length):
+        self.paths.append((path, sorted(seeds), length))
+        mask = seeds[min(seeds, key=lambda k: abs(k - path[0]))]
+        for k in path:
+            logits = np.where(mask, 5.0, -5.0).astype(np.float32)
+            found = self.decode(embedding(k), [Prompts(mask_logits=logits)])[0]
+            mask = found.mask() if found.mask().any() else mask
+            yield k, found
+
+
+def test_an_engine_with_a_memory_follows_by_it():
+    engine = RememberingEngine()
+    encoder, history = SliceEncoder(engine=engine), VolumeHistory()
+    image, clicks = make_image(), {"foreground": [[28, 24, 18], [28, 24, 22]]}
+    found = ask(image, clicks, encoder=encoder, history=history)
+    assert dice(found.labelmap > 0, EGG) > 0.999
+    assert (range(23, 40), [18, 22], 40) in engine.paths
+    assert {p.box for p in engine.decoded} == {None}, "no slice is decoded from its neighbour's box"
+    again = ask(image, clicks | {"background": [[2, 2, 22]]}, encoder=encoder, history=history)
+    np.testing.assert_array_equal(again.labelmap, found.labelmap)
+    assert again.decoded <= 4
