@@ -60,10 +60,23 @@ class SliceEncoder:
     def _key(self, image: Image, k: int, window: Window) -> tuple[Hashable, ...]:
         return (image.key, k, window, self.engine.fingerprint)
 
+    @property
+    def room(self) -> int:
+        """Bytes of embeddings that can be kept."""
+        disk = 0 if self.store is None or self.store.failing else self.store.limit
+        return max(self._embeddings.limit, disk)
+
     def embedding(
         self, image: Image, k: int, window: Window, *, crop: Crop | None = None
     ) -> tuple[Embedding, bool]:
         """The embedding of slice ``k`` or of its crop, and whether nothing had to be encoded for it."""
+        packed, known = self.packed(image, k, window, crop=crop)
+        return packed.unpacked(), known
+
+    def packed(
+        self, image: Image, k: int, window: Window, *, crop: Crop | None = None
+    ) -> tuple[Packed, bool]:
+        """`embedding` as it is kept."""
         encoded = False
 
         def make() -> Packed:
@@ -81,7 +94,7 @@ class SliceEncoder:
             return packed if encoding is None else packed.on(encoding.device)
 
         packed, _ = self._embeddings.get_or_make((*self._key(image, k, window), crop), make)
-        return packed.unpacked(), not encoded
+        return packed, not encoded
 
     def prepare(
         self, image: Image, k: int, window: Window, prompts: Prompts, *, zoom: bool | None = None

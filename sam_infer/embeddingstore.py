@@ -102,6 +102,9 @@ class EmbeddingStore:
         folder: Where the files lie; made on the first write. Nothing is written elsewhere.
         limit: Bytes kept at most. Where several processes write at once they may be over it for a minute.
         reserve: Bytes of the disk that are left free.
+
+    Attributes:
+        failing: True while nothing can be written.
     """
 
     def __init__(self, *, folder: Path, limit: int, reserve: int = RESERVE) -> None:
@@ -111,7 +114,7 @@ class EmbeddingStore:
         self._lock = threading.Lock()
         self._bytes = 0
         self._counted: float | None = None
-        self._warned = False
+        self.failing = False
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"
@@ -156,13 +159,13 @@ class EmbeddingStore:
                 self._make_room(len(content))
             write_atomic(path, content)
         except OSError as error:
-            if not self._warned:
+            if not self.failing:
                 logger.warning("Embeddings are not kept on disk for now: %s", error)
-            self._warned = True
+            self.failing = True
             return False
         with self._lock:
             self._bytes += len(content)
-        self._warned = False
+        self.failing = False
         return True
 
     def nbytes(self) -> int:

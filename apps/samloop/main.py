@@ -17,10 +17,12 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from apps.samloop.incoming import check_tag
 from apps.samloop.project import Project, load_project, override
 from apps.samloop.store import HOME, SafeDatastore
+from sam_infer.ahead import EncodeAhead
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
+from sam_infer.intensity import Window
 from sam_infer.library import ImageLibrary
 from sam_infer.prompts.multi import BACKGROUND
 from sam_infer.tasks.click import ClickInfer
@@ -66,6 +68,7 @@ class SamloopApp(MONAILabelApp):
             store=embedding_store(self.project, self.home),
             embedding_bytes=self.project.embeddings_mb << 20,
         )
+        self.ahead = EncodeAhead(encoder=self.encoder, library=self.library)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -185,11 +188,15 @@ class SamloopApp(MONAILabelApp):
             raise InputError(
                 "label_tag", tag, "a result is not accepted by the one who made it; use another tag"
             )
-        request["transient"] = "image_path" in request
+        transient = request["transient"] = "image_path" in request
         request["image"] = request.pop("image_path", None) or self.image_path(image_id, datastore)
         if save:
             request["result_region"] = False
-        file, params = task.answer(request)
+        with self.ahead.request():
+            file, params = task.answer(request)
+        if self.project.encode_ahead and self._server_mode and not transient:
+            self.ahead.open(request["image"], window=Window(**params["window"]), k=params.get("slice"))
+            params["embedding_progress"] = self.ahead.progress(request["image"])
         label = None
         if file is not None and save:
             named = [{"name": n, "idx": v, "value": v} for n, v in params.get("label_names", {}).items()]
@@ -205,6 +212,11 @@ class SamloopApp(MONAILabelApp):
             finally:
                 Path(path).unlink()
         return file, {"label": label, "tag": tag, "params": params}
+
+    def prefetch(self, image_id: str) -> None:
+        """Read a case, and encode its slices, before its first click."""
+        if self.project.encode_ahead and self._server_mode:
+            self.ahead.open(self.image_path(image_id))
 
     def image_path(self, image_id: object, datastore: Datastore | None = None) -> str:
         """The file of an image id.

@@ -44,6 +44,7 @@ class Project:
         embeddings_mb: Limit of slice embeddings in memory.
         embeddings_disk_mb: Limit of slice embeddings on disk; 0 = none are kept there.
         infer_workers: Inferences at once.
+        encode_ahead: Whether the slices of a case in use are encoded while nobody waits.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Project:
     embeddings_mb: int
     embeddings_disk_mb: int
     infer_workers: int
+    encode_ahead: bool
 
     @property
     def window(self) -> dict[str, dict[str, float] | None]:
@@ -145,6 +147,9 @@ def _project(settings: Mapping[str, Any]) -> Project:
         least = 0 if key == "embeddings_disk_mb" else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"limits.{key}", value, f"give a whole number, {least} or more")
+    ahead = settings["encode_ahead"]
+    if not isinstance(ahead, bool):
+        raise InputError("encode_ahead", ahead, "give true or false")
     weights = engine["weights"]
     return Project(
         name=str(settings["name"]),
@@ -160,6 +165,7 @@ def _project(settings: Mapping[str, Any]) -> Project:
         strategies=_all_of("strategies", settings["strategies"], STRATEGIES),
         held_out=float(held_out),
         group=group,
+        encode_ahead=ahead,
         **limits,
     )
 

@@ -89,6 +89,7 @@ def create_app() -> FastAPI:
         for method in ("train", "batch_infer"):
             stop_background_task(method)
         pool.shutdown(wait=True, cancel_futures=True)
+        instance.ahead.close()
 
     app = FastAPI(title="samloop", lifespan=lifespan, redoc_url=None, dependencies=[Depends(_check)])
     app.state.pool = pool

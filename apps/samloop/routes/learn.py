@@ -61,7 +61,10 @@ def next_sample(
 ) -> Any:
     """The next case by a strategy; {} when none is left."""
     given = {key: value for key, value in (params or {}).items() if key != "strategy"}
-    return activelearning.sample(strategy, given, user.username)
+    found = activelearning.sample(strategy, given, user.username)
+    if found.get("id"):
+        app_instance().prefetch(found["id"])
+    return found
 
 
 def _refuse_second() -> None:
