@@ -21,7 +21,7 @@ from sam_infer.propagate import NOTHING, propagate
 from sam_infer.step import Step, decoded_step, mask_logits
 from sam_infer.stoprule import StopRule
 from sam_infer.types import Box, Candidates, Crop, Prompts
-from sam_infer.volumehistory import Answer, VolumeHistory
+from sam_infer.volumehistory import Answer, VolumeHistory, mask_key
 from sam_infer.volumes import Image, empty_labelmap
 
 #: Decodes the prompts of a prompted slice.
@@ -155,10 +155,12 @@ def click_volume(
     labelmap = empty_labelmap(image.shape)
     if clicks.existing is not None:
         labelmap[...] = clicks.existing
-        history = None
     image, clicks = turned_image(image, axis), turned_clicks(clicks, axis)
     rule = rule or StopRule()
-    base = (image.key, window, encoder.engine.fingerprint, zoom, clicks.region, clicks.slice, rule)
+    base = (
+        image.key, window, encoder.engine.fingerprint, zoom, clicks.region, clicks.slice, rule,
+        None if clicks.existing is None else mask_key(clicks.existing),
+    )  # fmt: skip
     plan = _plan(image, clicks, history, base)
     cached = True
     for k, prompts in plan.seeds.items():
@@ -178,7 +180,9 @@ def click_volume(
     known = plan.known.volume if plan.known is not None else NOTHING
     seeds = {k: known.steps[k] for k in plan.prompted - set(decoded)} | decoded
     follower = _follower(image, clicks, seeds, encoder, window, rule, crop)
-    if clicks.existing is not None:
+    if not decoded:
+        volume = replace(known, walked=[], decoded=0)
+    elif clicks.existing is not None:
         volume = correct_volume(
             clicks.existing,
             decoded,
@@ -187,10 +191,8 @@ def click_volume(
             thickness=follower.thickness,
             bounds=bounds,
         )
-    elif decoded:
-        volume = propagate(seeds, depth=image.shape[2], follower=follower, bounds=bounds, earlier=known)
     else:
-        volume = replace(known, walked=[], decoded=0)
+        volume = propagate(seeds, depth=image.shape[2], follower=follower, bounds=bounds, earlier=known)
     if history is not None:
         answer = Answer(volume=volume, own=plan.own, prompted=plan.prompted, crop=crop)
         history.put(base, clicks, answer)
@@ -262,7 +264,7 @@ def _plan(image: Image, clicks: Clicks, history: VolumeHistory | None, base: Has
     known = history.get(base, clicks) if history is not None else None
     if known is not None:
         return _Plan(seeds={}, known=known, own=known.own, prompted=known.prompted)
-    before = history.before(base, clicks) if history is not None else None
+    before = history.before(base, clicks) if history is not None and clicks.existing is None else None
     if before is None:
         return _Plan(seeds=seeds, known=None, own=frozenset(seeds), prompted=frozenset(seeds))
     known, k = before

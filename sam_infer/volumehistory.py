@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from sam_infer.cache import ByteLru
 from sam_infer.prompts.request import Clicks
 from sam_infer.propagate import Volume
-from sam_infer.types import Crop
+from sam_infer.types import BoolArray, Crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,11 @@ class VolumeHistory:
     def put(self, base: Hashable, clicks: Clicks, answer: Answer) -> None:
         """Keep an answer."""
         self._answers.put(_key(base, clicks.foreground, clicks.background), answer)
+
+
+def mask_key(mask: BoolArray) -> str:
+    """SHA-256 of an (I, J, K) mask, which tells it from others of its shape and order in memory."""
+    return hashlib.sha256(np.packbits(mask.ravel(order="K")).data).hexdigest()
 
 
 def _key(base: Hashable, foreground: np.ndarray, background: np.ndarray) -> Hashable:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import threading
+import time
 
 import nibabel as nib
 import nrrd
@@ -324,6 +325,40 @@ def test_info_answers_while_inference_runs(served, monkeypatch):
         release.set()
         thread.join()
     assert replies[0].status_code == 200
+
+
+def test_slices_of_a_case_in_use_are_encoded_ahead_and_inside_the_studies_folder(served, monkeypatch):
+    from sam_infer.engines.base import Encoding
+
+    client, studies, engine = served
+    monkeypatch.setattr(engine, "encoding", Encoding(side=64, cheap=False, device="cpu"))
+    outside = sorted(p.name for p in studies.parent.iterdir())
+    sent = dict(output="json", window_level=90, window_width=210)
+    for _ in range(200):
+        reply = infer(client, foreground=[[6, 6, 3]], **sent).json()
+        if reply["embedding_progress"] == {"done": 6, "of": 6}:
+            break
+        time.sleep(0.7)
+    encoded = engine.encoded
+    assert infer(client, foreground=[[6, 6, 1]], **sent).json()["embedding_cached"]
+    assert engine.encoded == encoded
+    kept = sorted((studies / ".samloop" / "embeddings").rglob("*.safetensors"))
+    assert len(kept) == 2, "slices 1 to 4 have the same pixels"
+    assert sorted(p.name for p in studies.parent.iterdir()) == outside
+    files = {"file": ("mine.nii.gz", (studies / "ct.nii.gz").read_bytes())}
+    reply = infer(client, image="", files=files, foreground=[[6, 6, 2]], window_level=1, window_width=2)
+    assert reply.status_code == 200
+    assert sorted((studies / ".samloop" / "embeddings").rglob("*.safetensors")) == kept
+
+
+def test_a_case_is_opened_when_it_is_given_out(served, monkeypatch):
+    from monailabel.interfaces.utils.app import app_instance
+
+    client, studies, _ = served
+    opened = []
+    monkeypatch.setattr(app_instance().ahead, "open", opened.append)
+    assert client.post("/activelearning/first", json={"client_id": "me"}).json()["id"] == "ct"
+    assert opened == [str(studies / "ct.nii.gz")]
 
 
 def test_unexpected_errors_name_a_log_entry_and_no_inner_detail(served, monkeypatch):

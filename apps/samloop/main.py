@@ -53,8 +53,8 @@ class SamloopApp(MONAILabelApp):
             weights=conf.get("weights"),
             runtime=conf.get("runtime"),
         )
-        self.home = _home(studies)
-        torch.set_num_threads(max(1, _cores() // self.project.infer_workers))
+        self.home = home_of(studies)
+        torch.set_num_threads(max(1, cores() // self.project.infer_workers))
         self.library = ImageLibrary(
             limit=self.project.volumes_mb << 20, ct=self.project.ct, other=self.project.other
         )
@@ -132,7 +132,7 @@ class SamloopApp(MONAILabelApp):
                 read=self.library.read,
                 held_out=self.project.held_out,
                 group=self.project.group,
-                threads=max(1, _cores() - 1),
+                threads=max(1, cores() - 1),
             )
 
         makers = {"unet": unet}
@@ -271,12 +271,12 @@ def embedding_store(project: Project, home: Path) -> EmbeddingStore | None:
     return EmbeddingStore(folder=home / "embeddings", limit=project.embeddings_disk_mb << 20)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def _home(studies: str) -> Path:
+def home_of(studies: str) -> Path:
     """Where models and history are kept: beside local images, in the user's cache for a URL."""
     if studies.startswith(("http://", "https://")):
         name = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
