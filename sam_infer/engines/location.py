@@ -58,7 +58,8 @@ def find(entry: Entry, given: Path | None = None) -> Path:
         raise InputError(
             "weights",
             str(path),
-            f"has {size} bytes instead of {entry.size}; run `samloop weights fetch {entry.name}`",
+            f"has {size} bytes instead of {entry.size}; run `samloop weights fetch {entry.name}`, or name "
+            "the file itself with --weights if it is one of your own",
         )
     return path
 
