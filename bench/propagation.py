@@ -1,6 +1,7 @@
-"""One box on the middle slice -> 3D Dice: how far a single prompt carries through a volume.
+"""Few prompts -> 3D Dice: how far a box, a click, or boxes on two slices carry through a volume.
 
 python -m bench propagation --data ct_totalseg_examples --organs liver,spleen,aorta --out results
+python -m bench propagation --data mr_left_atrium_la2018 --prompts box,click,boxes --out results
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from scipy import ndimage
 
+from sam_infer.axes import turned_array, turned_clicks, turned_image
 from sam_infer.click import click_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.engines.registry import NAMES, create_engine
@@ -32,9 +36,18 @@ CT = Window(level=40, width=400)
 
 def add_parser(commands: Any) -> None:
     """Add ``propagation`` to the command line."""
-    parser = commands.add_parser("propagation", help="3D Dice of one box on the middle slice")
-    parser.add_argument("--data", type=Path, required=True, help="folder with images/, labels/, labels.json")
-    parser.add_argument("--organs", default=ORGANS, help="names in labels.json")
+    parser = commands.add_parser("propagation", help="3D Dice of a box, a click, or two boxes")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with images/, labels/ and, of several organs, labels.json",
+    )
+    parser.add_argument(
+        "--organs", default=ORGANS, help="names in labels.json; without it, label 1 is measured"
+    )
+    parser.add_argument("--prompts", default="box", help=f"of {', '.join(PROMPTS)}")
+    parser.add_argument("--axis", type=int, default=2, choices=(0, 1, 2))
     parser.add_argument("--engine", default="bundled", choices=NAMES)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for table.json and the pictures")
@@ -42,8 +55,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write it and a picture for each volume."""
-    names = json.loads((args.data / "labels.json").read_text())
+    """Measure, print the table, write it and a picture of each volume's boxes along axis 2."""
+    file = args.data / "labels.json"
+    names = json.loads(file.read_text()) if file.is_file() else {}
     encoder = SliceEncoder(engine=create_engine(args.engine, weights=args.weights))
     library = ImageLibrary(limit=1 << 30, ct=CT)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -52,61 +66,89 @@ def run(args: argparse.Namespace) -> int:
         stem = path.name.removesuffix(".nii.gz")
         image = library.read(path)
         label = read_labelmap(args.data / "labels" / path.name, image)
-        indices = {name: int(index) for index, (name, _) in names[stem].items()}
+        indices = {name: int(index) for index, (name, _) in names.get(stem, {}).items()}
         pictures = []
-        for organ in args.organs.split(","):
-            truth = label == indices.get(organ, -1)
+        for organ in args.organs.split(",") if names else ["label 1"]:
+            truth = label == (indices.get(organ, -1) if names else 1)
             if truth.sum() < 50:
                 continue
-            row, mask = _measure(image, truth, encoder, library)
-            rows.append({"volume": stem, "organ": organ, **row})
-            pictures.append((organ, row, mask, truth))
-            shown = [
-                stem,
-                organ,
-                f"{row['dice3d']:.3f}",
-                f"{row['dice_slice']:.3f}",
-                row["extent"],
-                row["found"],
-            ]
-            print("|", " | ".join([*shown, f"{row['seconds']:.2f} s", row["stops"]]), "|", flush=True)
+            for prompt in args.prompts.split(","):
+                row, mask = _measure(image, truth, prompt, args.axis, encoder, library)
+                rows.append({"volume": stem, "organ": organ, "prompt": prompt, **row})
+                if prompt == "box" and args.axis == 2:
+                    pictures.append((organ, row, mask, truth))
+                dices = [f"{row[key]:.3f}" for key in ("dice3d", "dice_slice")]
+                effort = [f"{row['seconds']:.2f} s", f"{row['cpu_seconds']:.2f} s", row["decoded"]]
+                shown = [stem, organ, prompt, *dices, row["extent"], row["found"], *effort, row["stops"]]
+                print("|", " | ".join(map(str, shown)), "|", flush=True)
         if pictures:
             _picture(image, library.window_for(image, {}), pictures, args.out / f"{stem}.png")
-    mean = float(np.mean([row["dice3d"] for row in rows]))
-    print(f"mean 3D Dice over {len(rows)} objects: {mean:.3f}")
-    (args.out / "table.json").write_text(json.dumps({"mean": mean, "rows": rows}, indent=1))
+    means = {}
+    for prompt in args.prompts.split(","):
+        mine = [row for row in rows if row["prompt"] == prompt]
+        means[prompt] = {key: float(np.mean([row[key] for row in mine])) for key in ("dice3d", "cpu_seconds")}
+        dice, seconds = means[prompt].values()
+        print(f"{prompt}: mean 3D Dice over {len(mine)} objects {dice:.3f}, {seconds:.2f} CPU s each")
+    (args.out / "table.json").write_text(json.dumps({"mean": means, "rows": rows}, indent=1))
     return 0
 
 
 def _measure(
-    image: Image, truth: BoolArray, encoder: SliceEncoder, library: ImageLibrary
+    image: Image, truth: BoolArray, prompt: str, axis: int, encoder: SliceEncoder, library: ImageLibrary
 ) -> tuple[dict[str, Any], BoolArray]:
-    """Prompt the middle slice of the object's extent with its tight box and propagate."""
-    extent = np.flatnonzero(truth.any(axis=(0, 1)))
-    k = int(extent[len(extent) // 2])
-    box = tight_box(truth[:, :, k].T)
-    assert box is not None
-    request = {"roi": [box[0], box[2], box[1], box[3], k, k]}
-    start = time.perf_counter()
+    """Prompt an object on slices of its extent along an axis, and propagate."""
+    turned = turned_array(truth, axis)
+    extent = np.flatnonzero(turned.any(axis=(0, 1)))
+    request = PROMPTS[prompt](turned, extent)
+    clicks = parse_clicks(request, turned_image(image, axis).shape)
+    window = library.window_for(image, {})
+    start, start_cpu = time.perf_counter(), time.process_time()
     found = click_volume(
-        image,
-        parse_clicks(request, image.shape),
-        encoder=encoder,
-        window=library.window_for(image, request),
-        mark=lambda _: None,
+        image, turned_clicks(clicks, axis), encoder=encoder, window=window, mark=lambda _: None, axis=axis
     )
-    seconds = time.perf_counter() - start
-    mask = found.labelmap.astype(bool)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    mask = turned_array(found.labelmap, axis) > 0
+    k = found.slices[0]
     slices = np.flatnonzero(mask.any(axis=(0, 1)))
     return {
-        "dice3d": _dice(mask, truth),
-        "dice_slice": _dice(mask[:, :, k], truth[:, :, k]),
+        "dice3d": _dice(mask, turned),
+        "dice_slice": _dice(mask[:, :, k], turned[:, :, k]),
         "k": k,
         "extent": f"{extent[0]}-{extent[-1]}",
         "found": f"{slices[0]}-{slices[-1]}" if len(slices) else "none",
         "stops": ", ".join(f"{n}: {why}" for n, why in sorted(found.stops.items())),
         "seconds": round(seconds, 3),
-    }, mask
+        "cpu_seconds": round(cpu_seconds, 3),
+        "decoded": found.decoded,
+    }, turned_array(mask, axis)
+
+
+def _roi(truth: BoolArray, k: int) -> list[int]:
+    box = tight_box(truth[:, :, k].T)
+    assert box is not None
+    return [int(v) for v in (box[0], box[2], box[1], box[3], k, k)]
+
+
+def _box(truth: BoolArray, extent: NDArray[np.intp]) -> dict[str, Any]:
+    """The tight box on the middle slice."""
+    return {"roi": _roi(truth, int(extent[len(extent) // 2]))}
+
+
+def _boxes(truth: BoolArray, extent: NDArray[np.intp]) -> dict[str, Any]:
+    """The tight boxes on the slices at a quarter and three quarters of the extent."""
+    slices = sorted({int(extent[len(extent) // 4]), int(extent[3 * len(extent) // 4])})
+    return {"boxes": [_roi(truth, k) for k in slices]}
+
+
+def _click(truth: BoolArray, extent: NDArray[np.intp]) -> dict[str, Any]:
+    """A click on the middle slice where the object is widest."""
+    k = int(extent[len(extent) // 2])
+    depth = ndimage.distance_transform_edt(np.pad(truth[:, :, k], 1))[1:-1, 1:-1]
+    i, j = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    return {"foreground": [[int(i), int(j), k]]}
+
+
+PROMPTS = {"box": _box, "boxes": _boxes, "click": _click}
 
 
 def _dice(a: BoolArray, b: BoolArray) -> float:
