@@ -124,7 +124,7 @@ def test_previous_logits_equal_the_predictors_mask_input(engine, embedding, pred
     without = engine.decode(embedding, [first])[0]
     assert changed.logits.shape == (1, 70, 110)
     assert not np.allclose(changed.logits[0], without.logits[0]), "the mask prompt has an effect"
-    assert SAM.mask_input(torch.from_numpy(native[None]), SIDE).shape == (1, 1, *low.shape[1:])
+    assert SAM.mask_input(torch.from_numpy(native[None]), SIDE, SIDE // 4).shape == (1, 1, *low.shape[1:])
 
 
 def test_a_batch_of_mixed_prompts_equals_one_by_one(engine, embedding):

@@ -90,22 +90,22 @@ class Framing:
         """Slice boxes (N, 4) xyxy to input boxes (N, 4) xyxy float64."""
         return self.points(xyxy.reshape(-1, 2, 2), size, side).reshape(-1, 4)
 
-    def mask_input(self, logits: Tensor, side: int) -> Tensor:
+    def mask_input(self, logits: Tensor, side: int, low: int) -> Tensor:
         """Slice logits to the network's mask input, padded as its image is.
 
         Args:
             logits: (B, H, W) float32 at the slice's own resolution.
             side: Side of the network's input in pixels.
+            low: Side of the network's mask input in pixels.
 
         Returns:
-            (B, 1, side / 4, side / 4) float32.
+            (B, 1, low, low) float32.
         """
         mask = logits[:, None].clamp(-20, 20)
         scaled = self.scaled((logits.shape[1], logits.shape[2]), side)
-        quarter = [max(1, round(s / 4)) for s in scaled]
-        mask = F.interpolate(mask, quarter, mode="bilinear", align_corners=False, antialias=True)
-        low = side // 4
-        return F.pad(mask, (0, low - quarter[1], 0, low - quarter[0]), value=float(mask.min()))
+        height, width = (max(1, round(s * low / side)) for s in scaled)
+        mask = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        return F.pad(mask, (0, low - width, 0, low - height), value=float(mask.min()))
 
     def several(self, prompt: Prompts) -> bool:
         """Whether a prompt is answered with three candidates."""
@@ -114,7 +114,7 @@ class Framing:
         return self.masks == "three"
 
     def native(self, low: Tensor, size: tuple[int, int], model: Any) -> Tensor:
-        """The network's (B, M, side / 4, side / 4) logits as (B, M, H, W) float32 logits of the slice."""
+        """The network's (B, M, low, low) logits as (B, M, H, W) float32 logits of the slice."""
         if self.enlarge == "probabilities":
             probability = F.interpolate(low.float().sigmoid(), size, mode="bilinear", align_corners=False)
             return torch.logit(probability, eps=_NEAR_CERTAIN)

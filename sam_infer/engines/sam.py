@@ -166,7 +166,8 @@ class SamEngine:
         if first.box is not None:
             boxes = tensor(framing.boxes(np.asarray([p.box for p in prompts], np.float64), size, side))
         if first.mask_logits is not None:
-            masks = framing.mask_input(tensor(np.stack([np.asarray(p.mask_logits) for p in prompts])), side)
+            given = tensor(np.stack([np.asarray(p.mask_logits) for p in prompts]))
+            masks = framing.mask_input(given, side, model.prompt_encoder.mask_input_size[0])
         sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=masks)
         low, iou = model.mask_decoder(
             image_embeddings=embedding.features["image"],
