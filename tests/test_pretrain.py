@@ -24,11 +24,12 @@ from trainers.pretrain.data import real_items
 from trainers.pretrain.evaluate import dice, evaluate, markdown
 from trainers.pretrain.evaluate import main as measure_main
 from trainers.pretrain.export import export
+from trainers.pretrain.loop import Plan
 from trainers.pretrain.pool import Pool, build_pool
 from trainers.pretrain.recipe import Recipe
 from trainers.pretrain.sampler import Sampler
 from trainers.pretrain.synthetic import _MAKERS, PARTS, SIDE, make_image
-from trainers.pretrain.training import Plan, train
+from trainers.pretrain.training import train
 
 TINY = Recipe(synthetic=12, batch=3, corrected=1, warmup=2)
 

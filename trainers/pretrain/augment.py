@@ -22,22 +22,23 @@ def augment_intensity(image: Tensor, rng: np.random.Generator) -> Tensor:
     Returns:
         (1, S, S) float32 in 0..1.
     """
+    side = image.shape[-1]
     if rng.random() < 0.6:
         image = image.clamp(0, 1) ** float(np.exp(rng.uniform(-0.6, 0.6)))
     if rng.random() < 0.35:
         image = 1 - image
     if rng.random() < 0.3:
         bias = torch.from_numpy(rng.standard_normal((1, 1, 4, 4)).astype(np.float32))
-        field = F.interpolate(bias, size=(SIZE, SIZE), mode="bicubic", align_corners=False)[0]
+        field = F.interpolate(bias, size=(side, side), mode="bicubic", align_corners=False)[0]
         image = image * (1 + float(rng.uniform(0, 0.25)) * field)
     if rng.random() < 0.2:
-        side = int(rng.choice([3, 5]))
-        image = F.avg_pool2d(image[None], side, 1, side // 2, count_include_pad=False)[0]
+        width = int(rng.choice([3, 5]))
+        image = F.avg_pool2d(image[None], width, 1, width // 2, count_include_pad=False)[0]
     if rng.random() < 0.4:
-        coarse = int(rng.choice([SIZE, SIZE, SIZE // 2, SIZE // 3]))
+        coarse = int(rng.choice([side, side, side // 2, side // 3]))
         noise = torch.from_numpy(rng.standard_normal((1, 1, coarse, coarse), dtype=np.float32))
-        if coarse != SIZE:
-            noise = F.interpolate(noise, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        if coarse != side:
+            noise = F.interpolate(noise, size=(side, side), mode="bilinear", align_corners=False)
         if rng.random() < 0.6:
             image = image + float(rng.uniform(0, 0.08)) * noise[0]
         else:
@@ -45,10 +46,10 @@ def augment_intensity(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image.clamp(0, 1)
 
 
-def random_displacement(rng: np.random.Generator, window: Window) -> Tensor:
+def random_displacement(rng: np.random.Generator, window: Window, side: int = SIZE) -> Tensor:
     """(1, S, S, 2) float32: a smooth displacement of up to a few percent of the window, frame units."""
     coarse = rng.standard_normal((1, 2, 6, 6)).astype(np.float32) * float(rng.uniform(0.003, 0.02))
-    fine = F.interpolate(torch.from_numpy(coarse), size=(SIZE, SIZE), mode="bicubic", align_corners=False)
+    fine = F.interpolate(torch.from_numpy(coarse), size=(side, side), mode="bicubic", align_corners=False)
     return fine.permute(0, 2, 3, 1) * torch.tensor([window[2], window[3]], dtype=torch.float32)
 
 

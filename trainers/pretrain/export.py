@@ -9,16 +9,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+PROMPTNET, SAM_TINY = "samloop-promptnet-1", "samloop-sam-tiny-1"
 
-def export(weights: dict[str, Tensor], path: Path, facts: dict[str, object]) -> None:
+
+def export(weights: dict[str, Tensor], path: Path, facts: dict[str, object], form: str = PROMPTNET) -> None:
     """Write fp16 tensors with a header of JSON values, atomically.
 
     Args:
         weights: By name, any float type.
         path: The .safetensors file.
         facts: Anything JSON can hold: recipe, steps, ``iou_calibration``.
+        form: What the file holds, for its header.
     """
-    header = {"format": "samloop-promptnet-1"}
+    header = {"format": form}
     header |= {name: json.dumps(value) for name, value in facts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

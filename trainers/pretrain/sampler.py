@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +28,16 @@ _REAL_WEIGHTS = {
     "cxr_lung_v7": 4.0, "mr_wholeheart_hvsmr2": 1.2, "multi_medscribble": 0.7,
     "ct_totalseg_examples": 3.0, "ct_totalseg_vessels": 0.5, "ctmr_sts_mass": 1.0,
 }  # fmt: skip
+
+
+class Shares(Protocol):
+    """A recipe's shares of made images among all and of pseudo-objects among the real ones."""
+
+    @property
+    def synthetic_share(self) -> float: ...  # noqa: D102
+
+    @property
+    def pseudo_share(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +84,9 @@ class Sampler(Dataset[Drawn]):
         raise RuntimeError("the pool holds no usable object; make it again with more images")
 
     def _object(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], BoolArray] | None:
-        groups = self.pool.groups
-        kinds = [k for k in _REAL_WEIGHTS if k in groups]
-        made = [k for k in (SYNTHETIC, PARTS) if k in groups]
-        if made and (not kinds or rng.random() < self.recipe.synthetic_share):
-            counts = np.array([len(groups[k]) for k in made])
-            kind = made[int(rng.choice(len(made), p=counts / counts.sum()))]
-        elif "pseudo" in groups and rng.random() < self.recipe.pseudo_share:
-            kind = "pseudo"
-        else:
-            weights = np.array([_REAL_WEIGHTS[k] for k in kinds])
-            kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-        image, labels = self.pool[groups[kind][int(rng.integers(len(groups[kind])))]]
+        kind = choose_kind(self.pool.groups, self.recipe, rng)
+        members = self.pool.groups[kind]
+        image, labels = self.pool[members[int(rng.integers(len(members)))]]
         sizes = np.bincount(labels.ravel(), minlength=2)
         sizes[0] = 0
         good = np.flatnonzero((sizes > 30) & (sizes < 0.7 * labels.size))
@@ -96,6 +99,25 @@ class Sampler(Dataset[Drawn]):
         elif kind == SYNTHETIC and len(good) > 2 and rng.random() < 0.05:
             mask = np.isin(labels, rng.choice(good, min(len(good), int(rng.integers(2, 30))), False))
         return image, mask
+
+
+def choose_kind(groups: Mapping[str, Sequence[int]], recipe: Shares, rng: np.random.Generator) -> str:
+    """Which kind of image the next one is.
+
+    Args:
+        groups: The pool's.
+        recipe: Shares of kinds.
+        rng: Of the choice.
+    """
+    kinds = [k for k in _REAL_WEIGHTS if k in groups]
+    made = [k for k in (SYNTHETIC, PARTS) if k in groups]
+    if made and (not kinds or rng.random() < recipe.synthetic_share):
+        counts = np.array([len(groups[k]) for k in made])
+        return made[int(rng.choice(len(made), p=counts / counts.sum()))]
+    if "pseudo" in groups and rng.random() < recipe.pseudo_share:
+        return "pseudo"
+    weights = np.array([_REAL_WEIGHTS[k] for k in kinds])
+    return kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
 
 
 def stack(parts: list[Drawn]) -> Drawn:
