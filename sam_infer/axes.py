@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_infer.errors import InputError
-from sam_infer.geometry import Region, parse_roi
+from sam_infer.geometry import parse_roi
 from sam_infer.prompts.request import Clicks
 from sam_infer.volumes import Image
 
@@ -68,7 +68,7 @@ def turned_image(image: Image, axis: int) -> Image:
 
 
 def turned_clicks(clicks: Clicks, axis: int) -> Clicks:
-    """The clicks on `turned_image`; ``slice`` counts along ``axis`` already."""
+    """The clicks on `turned_image`; ``slice``, ``boxes`` and ``masks`` count along ``axis`` already."""
     if axis == 2:
         return clicks
     foreground, background = clicks.foreground.copy(), clicks.background.copy()
@@ -80,14 +80,6 @@ def turned_clicks(clicks: Clicks, axis: int) -> Clicks:
         clicks,
         foreground=foreground,
         background=background,
-        region=None
-        if region is None
-        else Region(low=_turned(region.low, axis), high=_turned(region.high, axis)),
+        region=None if region is None else region.turned(axis),
         existing=None if existing is None else turned_array(existing, axis),
     )
-
-
-def _turned(corner: tuple[int, int, int], axis: int) -> tuple[int, int, int]:
-    voxel = list(corner)
-    voxel[axis], voxel[2] = voxel[2], voxel[axis]
-    return (voxel[0], voxel[1], voxel[2])

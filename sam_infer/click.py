@@ -24,6 +24,8 @@ from sam_infer.types import Box, Candidates, Crop, Prompts
 from sam_infer.volumehistory import Answer, VolumeHistory, mask_key
 from sam_infer.volumes import Image, empty_labelmap
 
+#: Strength of the logits of a rough mask beside its box, and without: it is the image that decides.
+ROUGH, ROUGH_ALONE = 1.0, 3.0
 #: Decodes the prompts of a prompted slice.
 SeedDecode = Callable[[int, Prompts], Candidates]
 
@@ -60,10 +62,18 @@ class Segmented:
 
 def _on_slice(clicks: Clicks, k: int, box: Box | None) -> Prompts:
     points = clicks.on_slice(k)
-    mask = None
+    box = clicks.boxes.get(k, box)
+    rough = clicks.masks.get(k)
+    logits = None if rough is None else mask_logits(rough, ROUGH_ALONE if box is None else ROUGH)
     if clicks.existing is not None and clicks.existing[:, :, k].any():
-        mask = mask_logits(np.ascontiguousarray(clicks.existing[:, :, k].T))
-    return Prompts(points=points.points, point_labels=points.point_labels, box=box, mask_logits=mask)
+        held = np.ascontiguousarray(clicks.existing[:, :, k].T)
+        logits = mask_logits(held if rough is None else held | rough)
+    return Prompts(
+        points=points.points,
+        point_labels=points.point_labels,
+        box=box,
+        mask_logits=logits,
+    )
 
 
 def click_slice(
@@ -159,7 +169,8 @@ def click_volume(
     rule = rule or StopRule()
     base = (
         image.key, window, encoder.engine.fingerprint, zoom, clicks.region, clicks.slice, rule,
-        None if clicks.existing is None else mask_key(clicks.existing),
+        None if clicks.existing is None else mask_key(clicks.existing), tuple(sorted(clicks.boxes.items())),
+        tuple((k, mask_key(rough)) for k, rough in sorted(clicks.masks.items())),
     )  # fmt: skip
     plan = _plan(image, clicks, history, base)
     cached = True
@@ -280,12 +291,13 @@ def _plan(image: Image, clicks: Clicks, history: VolumeHistory | None, base: Has
 def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
     """The prompts of each slice that says where the object is."""
     region = clicks.region
-    chosen: set[int] = {int(p[2]) for p in clicks.foreground}
+    chosen: set[int] = {int(p[2]) for p in clicks.foreground} | {*clicks.boxes, *clicks.masks}
     if clicks.existing is not None:
         chosen |= {k for k in clicks.slices_with_points() if clicks.existing[:, :, k].any()}
     boxed: int | None = None
     if region is not None:
         _check_bounds(clicks, region)
+    if region is not None and not clicks.boxes:
         inside = [k for k in sorted(chosen) if k in region.slices]
         middle = (region.low[2] + region.high[2]) // 2
         boxed = clicks.slice if clicks.slice is not None and clicks.slice in region.slices else middle
@@ -296,7 +308,7 @@ def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
         raise InputError(
             "foreground",
             [],
-            "no slice has a foreground point, a box, or a click on the mask sent along; add one",
+            "no slice has a foreground point, a box, a lasso, or a click on the mask sent along; add one",
         )
     return {
         k: _on_slice(clicks, k, region.box if region is not None and k == boxed else None)
@@ -305,12 +317,16 @@ def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
 
 
 def _check_bounds(clicks: Clicks, region: Region) -> None:
-    """Refuse a foreground point on a slice that a ROI of several slices leaves out."""
-    for point in clicks.foreground.tolist() if len(region.slices) > 1 else []:
+    """Refuse a prompt on a slice that a ROI of several slices leaves out."""
+    if len(region.slices) == 1:
+        return
+    bounds = f"outside the roi's slices {region.low[2]} to {region.high[2]}, which bound the object"
+    for point in clicks.foreground.tolist():
         if point[2] not in region.slices:
+            remedy = f"the point lies {bounds}; move the point, or send a roi that holds it"
+            raise InputError("foreground", point, remedy)
+    for k in (*clicks.boxes, *clicks.masks):
+        if k not in region.slices:
             raise InputError(
-                "foreground",
-                point,
-                f"the point lies outside the roi's slices {region.low[2]} to {region.high[2]}, which bound "
-                "the object; move the point, or send a roi that holds it",
+                "roi", region.bounds, f"a box or mask on slice {k} lies {bounds}; send a larger roi"
             )

@@ -57,6 +57,12 @@ class Region:
     low: tuple[int, int, int]
     high: tuple[int, int, int]
 
+    @classmethod
+    def of_box(cls, box: Box, k: int) -> Region:
+        """The voxels of (x0, y0, x1, y1), slice pixels, on slice ``k``."""
+        x0, y0, x1, y1 = (round(side) for side in box)
+        return cls(low=(x0, y0, k), high=(x1, y1, k))
+
     @property
     def box(self) -> Box:
         """(x0, y0, x1, y1) in slice pixels."""
@@ -78,6 +84,13 @@ class Region:
         i, j, k = (slice(low, high + 1) for low, high in zip(self.low, self.high, strict=True))
         return i, j, k
 
+    def turned(self, axis: int) -> Region:
+        """The region with axes ``axis`` and 2 exchanged."""
+        low, high = list(self.low), list(self.high)
+        for corner in (low, high):
+            corner[axis], corner[2] = corner[2], corner[axis]
+        return Region(low=(low[0], low[1], low[2]), high=(high[0], high[1], high[2]))
+
     def cut(self, volume: NDArray) -> NDArray:
         """The region of an (I, J, K) volume: a view."""
         return volume[self.voxels]
@@ -89,12 +102,13 @@ class Region:
         return moved
 
 
-def parse_roi(roi: Sequence[float], shape: Sequence[int]) -> Region:
+def parse_roi(roi: object, shape: Sequence[int], *, name: str = "roi") -> Region:
     """Read a region of interest as 3D Slicer sends it.
 
     Args:
         roi: [i0, i1, j0, j1, k0, k1] in voxels, the pairs in any order; 2D images may leave k out.
         shape: (I, J, K) of the image.
+        name: The argument's name, for the error.
 
     Returns:
         The region, sorted and clipped to the image.
@@ -106,16 +120,16 @@ def parse_roi(roi: Sequence[float], shape: Sequence[int]) -> Region:
     try:
         bounds = np.asarray(roi, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise InputError("roi", roi, f"send six numbers {order}") from None
+        raise InputError(name, roi, f"send six numbers {order}") from None
     if bounds.shape == (4,) and shape[2] == 1:
         bounds = np.concatenate([bounds, [0.0, 0.0]])
     if bounds.shape != (6,) or not np.isfinite(bounds).all():
-        raise InputError("roi", roi, f"send six finite numbers {order}")
+        raise InputError(name, roi, f"send six finite numbers {order}")
     pairs = np.sort(np.clip(np.rint(bounds), -(2**30), 2**30).astype(int).reshape(3, 2), axis=1)
     size = np.asarray(shape[:3])
     if (pairs[:, 1] < 0).any() or (pairs[:, 0] >= size).any():
         raise InputError(
-            "roi", roi, f"the region lies outside the image of shape {tuple(size.tolist())}; send {order}"
+            name, roi, f"the region lies outside the image of shape {tuple(size.tolist())}; send {order}"
         )
     low = np.clip(pairs[:, 0], 0, size - 1).tolist()
     high = np.clip(pairs[:, 1], 0, size - 1).tolist()

@@ -13,7 +13,7 @@ from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.geometry import put_slice
 from sam_infer.intensity import Window
-from sam_infer.prompts.request import Clicks
+from sam_infer.prompts.request import Clicks, spread
 from sam_infer.prompts.scribbles import Scribbles
 from sam_infer.prompts.strokes import stroke_points
 from sam_infer.step import mask_logits
@@ -66,7 +66,7 @@ def segment_scribbles(
     if scribbles.existing is not None and not slices:
         found = _unchanged(scribbles.existing)
     elif through and image.shape[2] > 1:
-        clicks = strokes.clicks(_spread(slices, SEEDS))
+        clicks = strokes.clicks(spread(slices, SEEDS))
         found = click_volume(
             image, clicks, encoder=encoder, window=window, mark=mark, decode_seed=strokes.decode
         )
@@ -185,13 +185,6 @@ def _as_painted(labelmap: NDArray[np.uint8], scribbles: Scribbles) -> NDArray[np
     labelmap[scribbles.foreground] = 1
     labelmap[scribbles.background] = 0
     return labelmap
-
-
-def _spread(slices: list[int], count: int) -> list[int]:
-    """Up to ``count`` of ascending slices, the outermost among them, evenly spread."""
-    if len(slices) <= count:
-        return slices
-    return [slices[n] for n in np.unique(np.rint(np.linspace(0, len(slices) - 1, count)).astype(int))]
 
 
 def _voxels(points: dict[int, FloatArray]) -> NDArray[np.int64]:

@@ -289,7 +289,7 @@ def test_viewers_habits_are_accepted(make, ct):
         ({"foreground": [[1, 1, 1]], "slice": 1.5}, "slice = 1.5"),
         ({"foreground": [[1, 1, 1]], "slice": True}, "slice = True"),
         ({"foreground": [[1, 1, 1]], "slice": [1]}, r"slice = \[1\]"),
-        ({"foreground": [[1, 1, 1], [1, 1, 2]]}, r"slice = None: the points lie on slices \[1, 2\]"),
+        ({"foreground": [[1, 1, 1], [1, 1, 2]]}, r"slice = None: the prompts lie on slices \[1, 2\]"),
         ({"foreground": [[1, 1, 1]], "slice": 5}, "slice 5 has no foreground point"),
         ({"foreground": [[1, 1, 1]], "window_level": 40}, "window_width"),
         ({"foreground": [[1, 1, 1]], "window_level": 40, "window_width": -1}, "window_width"),

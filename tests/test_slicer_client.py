@@ -45,7 +45,7 @@ SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8", "window_level": 
 def test_connect(client):
     assert client.auth_enabled() is False
     info = client.info()
-    assert {"sam_click_2d", "sam_click_3d", "unet"} <= set(info["models"])
+    assert {"sam_click_2d", "sam_click_3d", "sam_multi", "sam_scribble", "unet"} <= set(info["models"])
     assert info["labels"][0] == "liver"
 
 
@@ -86,6 +86,65 @@ def test_roi_through_the_volume(client, live_server):
     assert dice > 0.7
     assert result["prompts"]["roi"] == [*sorted(roi[:2]), *roi[2:]]
     assert mask.any(axis=(0, 1)).sum() > 1
+
+
+def test_scribbles_as_the_panel_sends_them(client, live_server, tmp_path):
+    """All segments in one label map, numbered in their order, the layers of strokes last."""
+    _, studies = live_server
+    image = nib.load(studies / "phantom_000.nii.gz")
+    truth = np.asarray(nib.load(studies / "truth" / "phantom_000.nii.gz").dataobj) == 1
+    k = int(truth.sum(axis=(0, 1)).argmax())
+    from scipy import ndimage
+
+    middle = (
+        ndimage.distance_transform_edt(truth[:, :, k])
+        > 0.6 * ndimage.distance_transform_edt(truth[:, :, k]).max()
+    )
+    info = client.info()
+    names = [*info["labels"], "background_scribbles", "foreground_scribbles"]
+    painted = np.zeros(truth.shape, np.int16)
+    painted[:, :, k][middle] = len(names)
+    painted[0:3, 0:3, k] = len(names) - 1
+    nib.save(nib.Nifti1Image(painted, image.affine), tmp_path / "scribbles.nii.gz")
+    params = {
+        **{
+            key: v[0] if isinstance(v, list) else v
+            for key, v in info["models"]["sam_scribble"]["config"].items()
+        },
+        "roi": [],
+        "label_info": [{"name": name, "id": n} for n, name in enumerate(names, start=1)],
+        "selected_label_name": "liver",
+        "result_extension": ".nrrd",
+        "result_dtype": "uint8",
+    }
+    path, result = client.infer("sam_scribble", "phantom_000", params, str(tmp_path / "scribbles.nii.gz"))
+    mask = nrrd.read(path)[0] > 0
+    assert result["label_names"] == {"liver": 1}
+    assert mask[painted == len(names)].all()
+    assert not mask[painted == len(names) - 1].any()
+    assert mask.any(axis=(0, 1)).sum() > 1
+    assert 2 * (mask & truth)[:, :, k].sum() > 0.6 * (mask[:, :, k].sum() + truth[:, :, k].sum())
+
+
+def test_landmarks_of_several_labels(client, live_server):
+    """Points of every label of /info/, as the panel sends them; value n is the n-th name for its import."""
+    _, studies = live_server
+    truth = np.asarray(nib.load(studies / "truth" / "phantom_000.nii.gz").dataobj)
+    info = client.info()
+    labels = info["models"]["sam_multi"]["labels"]
+    assert set(info["labels"]) == set(labels)
+    from scipy import ndimage
+
+    points = {}
+    for name in ("liver", "aorta"):
+        inside = ndimage.distance_transform_edt(np.pad(truth == labels[name], 1))[1:-1, 1:-1, 1:-1]
+        points[name] = [[int(v) for v in np.unravel_index(inside.argmax(), truth.shape)]]
+    sent = {name: points.get(name, []) for name in info["labels"]}
+    path, result = client.infer("sam_multi", "phantom_000", {**sent, "label": "aorta", **SLICER})
+    mask = nrrd.read(path)[0]
+    assert result["label_names"] == {"liver": 1, "aorta": 2}
+    for name, value in result["label_names"].items():
+        assert mask[tuple(points[name][0])] == value
 
 
 def test_session_upload_infer_remove(client, live_server):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam_infer.errors import InputError
-from sam_infer.geometry import Region, parse_points, parse_roi
+from sam_infer.geometry import Region, parse_points, parse_roi, tight_box
 from sam_infer.intensity import Window
-from sam_infer.types import BoolArray, Prompts
+from sam_infer.prompts.boxes import parse_boxes
+from sam_infer.prompts.lasso import parse_lasso
+from sam_infer.types import BoolArray, Box, Prompts
 
 #: The least ``window_width`` that a client may ask for, in image units.
 MIN_WIDTH = 1e-6
+#: Slices of a mask that prompt its object, where it has more.
+MASK_SLICES = 12
 
 
 def parse_window(request: Mapping[str, Any]) -> Window | None:
@@ -66,7 +70,7 @@ def parse_zoom(value: object) -> bool | None:
 
 def parse_region(roi: object, shape: tuple[int, int, int]) -> Region | None:
     """``roi`` as `sam_infer.geometry.parse_roi` reads it; None, [] and "" mean that there is none."""
-    return None if roi is None or roi == "" or roi == [] else parse_roi(roi, shape)  # type: ignore[arg-type]
+    return None if roi is None or roi == "" or roi == [] else parse_roi(roi, shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,8 @@ class Clicks:
         region: The ROI, or None.
         slice: The slice named in the request, or None.
         existing: (I, J, K) bool, a mask of the object to correct, or None.
+        boxes: Box (x0, y0, x1, y1) of the object in slice pixels, by slice along the axis.
+        masks: (H, W) bool, a rough mask of the object, by slice along the axis: a lasso, or a mask to refine.
     """
 
     foreground: NDArray[np.int64]
@@ -86,10 +92,16 @@ class Clicks:
     region: Region | None
     slice: int | None
     existing: BoolArray | None
+    boxes: Mapping[int, Box] = field(default_factory=dict)
+    masks: Mapping[int, BoolArray] = field(default_factory=dict)
 
     def slices_with_points(self) -> list[int]:
         """Slice indices k that hold a click, ascending."""
         return sorted({int(p[2]) for p in (*self.foreground, *self.background)})
+
+    def slices_with_prompts(self) -> list[int]:
+        """Slice indices k that hold a click, a box or a rough mask, ascending."""
+        return sorted({*self.slices_with_points(), *self.boxes, *self.masks})
 
     def on_slice(self, k: int) -> Prompts:
         """The clicks of slice ``k`` as slice pixels, without box or mask."""
@@ -108,52 +120,93 @@ def parse_clicks(
     existing: BoolArray | None = None,
     axis: int = 2,
 ) -> Clicks:
-    """Read ``foreground``, ``background``, ``roi`` and ``slice`` of a click request.
+    """Read the prompts of one object.
+
+    These are ``foreground``, ``background``, ``roi``, ``boxes``, ``lasso``, ``lasso_background``, ``slice``,
+    and ``mask``, what a mask that was sent along is for: "correct" (the default where there is any other
+    prompt) keeps it but for what the prompts change; "prompt" (the default where it is alone) refines it.
 
     Args:
         request: The request's parameters.
         shape: (I, J, K) of the image.
         existing: (I, J, K) bool, the mask that was sent along, or None.
-        axis: The voxel axis along which ``slice`` counts.
+        axis: The voxel axis across whose slices boxes and lassos lie, and along which ``slice`` counts.
 
     Raises:
         InputError: When a value is malformed, outside the image, or nothing says where the object is.
     """
+    lasso = parse_lasso("lasso", request.get("lasso"), shape, axis)
+    without = parse_lasso("lasso_background", request.get("lasso_background"), shape, axis)
+    rough = {k: mask & ~without.masks.get(k, np.False_) for k, mask in lasso.masks.items()}
+    boxes = {k: box for k, mask in rough.items() if (box := tight_box(mask)) is not None}
+    points = {name: parse_points(name, request.get(name), shape) for name in ("foreground", "background")}
     clicks = Clicks(
-        foreground=parse_points("foreground", request.get("foreground"), shape),
-        background=parse_points("background", request.get("background"), shape),
+        foreground=points["foreground"],
+        background=np.concatenate([points["background"], without.points]),
         region=parse_region(request.get("roi"), shape),
         slice=parse_slice(request.get("slice"), shape, axis),
         existing=existing if existing is not None and existing.any() else None,
+        boxes={**boxes, **parse_boxes(request.get("boxes"), shape, axis)},
+        masks={k: mask for k, mask in rough.items() if mask.any()},
     )
-    if not len(clicks.foreground) and clicks.region is None and clicks.existing is None:
+    alone = clicks.region is None and not clicks.slices_with_prompts()
+    use = request.get("mask") or ("prompt" if alone else "correct")
+    if use not in ("prompt", "correct"):
+        raise InputError(
+            "mask", use, 'choose "prompt" (refine the mask) or "correct" (change what is prompted)'
+        )
+    if use == "prompt" and clicks.existing is not None:
+        clicks = _with_mask_as_prompt(clicks, np.swapaxes(clicks.existing, axis, 2))
+    if (
+        not (len(clicks.foreground) or clicks.region or clicks.boxes or clicks.masks)
+        and clicks.existing is None
+    ):
         raise InputError(
             "foreground",
             request.get("foreground"),
-            "nothing says where the object is; send at least one foreground point, a roi box, or a mask "
-            "to correct",
+            "nothing says where the object is; send at least one foreground point, a roi box, boxes, a "
+            "lasso, or a mask to correct",
         )
     return clicks
+
+
+def _with_mask_as_prompt(clicks: Clicks, mask: BoolArray) -> Clicks:
+    """The mask on its slices, or on `MASK_SLICES` of them, as a rough mask."""
+    slices = spread(np.flatnonzero(mask.any(axis=(0, 1))).tolist(), MASK_SLICES)
+    if clicks.slice is not None:
+        slices = [clicks.slice] if mask[:, :, clicks.slice].any() else []
+    rough = {k: np.ascontiguousarray(mask[:, :, k].T) for k in slices}
+    for k, drawn in clicks.masks.items():
+        rough[k] = rough[k] | drawn if k in rough else drawn
+    return replace(clicks, existing=None, masks=rough)
+
+
+def spread(slices: list[int], count: int) -> list[int]:
+    """Up to ``count`` of ascending slices, the outermost among them, evenly spread."""
+    if len(slices) <= count:
+        return slices
+    return [slices[n] for n in np.unique(np.rint(np.linspace(0, len(slices) - 1, count)).astype(int))]
 
 
 def choose_slice(clicks: Clicks, shape: tuple[int, int, int]) -> int:
     """The one slice that a 2D request is about.
 
-    It is the slice named in the request, else the slice of the clicks, else the ROI's middle slice.
+    It is the slice named in the request, else the slice of the clicks, boxes and lassos, else the ROI's
+    middle slice.
 
     Raises:
-        InputError: When the clicks lie on several slices and none is named, or none can be known.
+        InputError: When the prompts lie on several slices and none is named, or none can be known.
     """
     if shape[2] == 1:
         return 0
     if clicks.slice is not None:
         return clicks.slice
-    found = clicks.slices_with_points()
+    found = clicks.slices_with_prompts()
     if len(found) == 1:
         return found[0]
     if len(found) > 1:
         raise InputError(
-            "slice", None, f"the points lie on slices {found}; name one of them, or use a 3D model"
+            "slice", None, f"the prompts lie on slices {found}; name one of them, or use a 3D model"
         )
     if clicks.region is not None:
         return (clicks.region.low[2] + clicks.region.high[2]) // 2

@@ -10,6 +10,7 @@ from sam_infer.axes import parse_axis
 from sam_infer.click import Segmented, click_slice, click_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
+from sam_infer.geometry import Region
 from sam_infer.intensity import Window
 from sam_infer.islands import Removed, parse_islands, remove_islands
 from sam_infer.library import ImageLibrary
@@ -29,10 +30,10 @@ class ClickInfer(LabelmapTask):
     """Masks from clicks, a box, or a mask to correct.
 
     Request: ``image`` (path), ``foreground``, ``background`` (voxels, or column and row on a 2D image),
-    ``roi`` ([i0, i1, j0, j1, k0, k1]), ``slice``, ``label`` (its name), ``window_level``, ``window_width``,
-    ``zoom`` (true, false or "auto"),
-    ``label_file`` (path of a mask to correct), ``axis`` (3D), ``keep_largest``, ``min_island_voxels``,
-    ``result_extension``, ``result_compress``, ``result_region``.
+    ``roi`` ([i0, i1, j0, j1, k0, k1]), ``boxes``, ``lasso``, ``lasso_background``, ``slice``, ``axis`` (3D),
+    ``label`` (its name), ``label_file`` (path of a mask to correct or refine), ``mask`` (which of the two),
+    ``window_level``, ``window_width``, ``zoom`` (true, false or "auto"), ``keep_largest``,
+    ``min_island_voxels``, ``result_extension``, ``result_compress``, ``result_region``.
 
     Args:
         encoder: The engine behind its caches.
@@ -104,6 +105,8 @@ class ClickInfer(LabelmapTask):
                 "foreground": clicks.foreground.tolist(),
                 "background": clicks.background.tolist(),
                 "roi": None if region is None else region.bounds,
+                "boxes": [Region.of_box(box, k).turned(found.axis).bounds for k, box in clicks.boxes.items()],
+                "rough_masks": sorted(clicks.masks),
                 "existing_mask": clicks.existing is not None,
                 "ignored_points": found.ignored_points,
             },
