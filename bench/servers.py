@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 
 #: Seconds that a server may take to answer the first request.
-START_SECONDS = 300
+START_SECONDS = 900
 
 
 @dataclass(frozen=True, kw_only=True)
