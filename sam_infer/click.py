@@ -185,8 +185,6 @@ def click_volume(
     crop = plan.known.crop if plan.known is not None else None
     crop = next((one.crop for one in found.values() if one.crop is not None), crop)
 
-    region = clicks.region
-    bounds = region.slices if region is not None and len(region.slices) > 1 else None
     decoded = {k: decoded_step(k, one) for k, one in found.items()}
     known = plan.known.volume if plan.known is not None else NOTHING
     seeds = {k: known.steps[k] for k in plan.prompted - set(decoded)} | decoded
@@ -200,10 +198,11 @@ def click_volume(
             decode=follower.decode,
             clicks=clicks.on_slice,
             thickness=follower.thickness,
-            bounds=bounds,
+            bounds=clicks.bounds,
         )
     else:
-        volume = propagate(seeds, depth=image.shape[2], follower=follower, bounds=bounds, earlier=known)
+        depth = image.shape[2]
+        volume = propagate(seeds, depth=depth, follower=follower, bounds=clicks.bounds, earlier=known)
     if history is not None:
         answer = Answer(volume=volume, own=plan.own, prompted=plan.prompted, crop=crop)
         history.put(base, clicks, answer)
@@ -293,7 +292,12 @@ def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
     region = clicks.region
     chosen: set[int] = {int(p[2]) for p in clicks.foreground} | {*clicks.boxes, *clicks.masks}
     if clicks.existing is not None:
-        chosen |= {k for k in clicks.slices_with_points() if clicks.existing[:, :, k].any()}
+        bounds = clicks.bounds
+        chosen |= {
+            k
+            for k in clicks.slices_with_points()
+            if clicks.existing[:, :, k].any() and (bounds is None or k in bounds)
+        }
     boxed: int | None = None
     if region is not None:
         _check_bounds(clicks, region)

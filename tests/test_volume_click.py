@@ -257,6 +257,30 @@ def test_the_task_tells_what_was_walked_and_removed(tmp_path):
     assert params["decoded_slices"] == 0
 
 
+def test_a_correction_keeps_to_the_slices_of_a_roi():
+    """The sent mask misses half of the egg's cylinder; the click gives it back, on the ROI's slices alone."""
+    column = np.zeros(SHAPE, bool)
+    column[10:40, 10:40, 5:35] = True
+    image = make_image(column, "column")
+    sent = column.copy()
+    sent[25:40] = False
+    roi = [10, 39, 10, 39, 17, 23]
+    changed = {}
+    for name, request in {"open": {}, "bounded": {"roi": roi}}.items():
+        prompts = {"foreground": [[32, 25, 20]], "background": [[12, 12, 30]] if request else [], **request}
+        clicks = parse_clicks(prompts, SHAPE, existing=sent)
+        found = click_volume(
+            image,
+            clicks,
+            encoder=SliceEncoder(engine=ThresholdEngine()),
+            window=WINDOW,
+            mark=lambda _: None,
+        )
+        changed[name] = np.flatnonzero(((found.labelmap > 0) ^ sent).any(axis=(0, 1))).tolist()
+    assert changed["bounded"] == list(range(17, 24))
+    assert set(changed["bounded"]) < set(changed["open"])
+
+
 class RememberingEngine(ThresholdEngine):
     """Sees the bright component that overlaps what it remembers; counts the paths that it follows."""
 

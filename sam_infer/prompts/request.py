@@ -95,6 +95,12 @@ class Clicks:
     boxes: Mapping[int, Box] = field(default_factory=dict)
     masks: Mapping[int, BoolArray] = field(default_factory=dict)
 
+    @property
+    def bounds(self) -> range | None:
+        """Slices that a ROI of several slices holds the object in; None where there is no such ROI."""
+        region = self.region
+        return None if region is None or len(region.slices) == 1 else region.slices
+
     def slices_with_points(self) -> list[int]:
         """Slice indices k that hold a click, ascending."""
         return sorted({int(p[2]) for p in (*self.foreground, *self.background)})
