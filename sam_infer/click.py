@@ -231,7 +231,10 @@ def _follower(
     rule: StopRule,
     crop: Crop | None,
 ) -> Follower:
-    """Follows the object by the engine's memory where it has one, else from neighbour to neighbour."""
+    """Follows the object by the engine's memory where it has one, else from neighbour to neighbour.
+
+    Memory sees whole slices, as it has learned to; what prompts a neighbour is zoomed as the seed was.
+    """
     engine = encoder.engine
 
     def decode(k: int, prompts: Sequence[Prompts]) -> list[Candidates]:
@@ -255,7 +258,7 @@ def _follower(
         clicks=clicks.on_slice,
         thickness=slice_distance(image.affine),
         rule=rule,
-        track=track if isinstance(engine, VideoEngine) and crop is None else None,
+        track=track if isinstance(engine, VideoEngine) else None,
     )
 
 

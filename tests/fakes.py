@@ -82,3 +82,29 @@ class CoarseEngine(ThresholdEngine):
             embedding.features["image"], embedding.image_size, mode="bilinear", align_corners=False
         )
         return [self._one(grey[0, 0].numpy(), prompt) for prompt in prompts]
+
+
+class RememberingEngine(ThresholdEngine):
+    """Follows the bright components that the mask before touches, and remembers what it was asked.
+
+    A positive click on the way adds the component that it hits, a negative one removes it.
+    """
+
+    name = "remembering"
+    fingerprint = "remembering-1"
+
+    def __init__(self):
+        super().__init__()
+        self.paths = []
+
+    def track(self, path, *, seeds, embedding, clicks, length):
+        self.paths.append((path, sorted(seeds), length))
+        mask = seeds[path.start - path.step]
+        for k in path:
+            labels, _ = ndimage.label(embedding(k).features["image"].numpy() > 0.5)
+            chosen = set(np.unique(labels[mask]).tolist()) - {0}
+            chosen |= {int(labels[int(y), int(x)]) for x, y in clicks(k).positive}
+            chosen -= {int(labels[int(y), int(x)]) for x, y in clicks(k).negative}
+            mask = np.isin(labels, sorted(chosen - {0}))
+            logits = np.where(mask, 5.0, -5.0).astype(np.float32)[None]
+            yield k, Candidates(logits=logits, iou=np.array([0.9], np.float32))

@@ -20,7 +20,7 @@ from sam_infer.types import Candidates, Prompts
 from sam_infer.volumehistory import VolumeHistory
 from sam_infer.volumes import Image
 from tests.conftest import ball
-from tests.fakes import ThresholdEngine
+from tests.fakes import RememberingEngine, ThresholdEngine
 
 SHAPE = (60, 50, 40)
 CENTRE = (28, 24, 20)
@@ -279,23 +279,6 @@ def test_a_correction_keeps_to_the_slices_of_a_roi():
         changed[name] = np.flatnonzero(((found.labelmap > 0) ^ sent).any(axis=(0, 1))).tolist()
     assert changed["bounded"] == list(range(17, 24))
     assert set(changed["bounded"]) < set(changed["open"])
-
-
-class RememberingEngine(ThresholdEngine):
-    """Sees the bright component that overlaps what it remembers; counts the paths that it follows."""
-
-    def __init__(self):
-        super().__init__()
-        self.paths = []
-
-    def track(self, path, *, seeds, embedding, clicks, length):
-        self.paths.append((path, sorted(seeds), length))
-        mask = seeds[min(seeds, key=lambda k: abs(k - path[0]))]
-        for k in path:
-            logits = np.where(mask, 5.0, -5.0).astype(np.float32)
-            found = self.decode(embedding(k), [Prompts(mask_logits=logits)])[0]
-            mask = found.mask() if found.mask().any() else mask
-            yield k, found
 
 
 def test_an_engine_with_a_memory_follows_by_it():
