@@ -1,4 +1,4 @@
-"""Corrective clicks in training: a crop comes back with the network's own logits and one more click."""
+"""Second looks in training: a crop comes back with the network's own logits, mostly with one more click."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from sam_infer.networks.promptchannels import CropBatch
 from sam_infer.prompts.simulated import next_click
 from trainers.pretrain.sampler import MAX_POINTS, Drawn, stack
 
+_NO_CLICK = 0.3  # of the crops come back as they were, for the network to improve its own answer
+
 
 def corrected(batch: Drawn, logits: Tensor, count: int, rng: np.random.Generator) -> Drawn | None:
-    """Some crops of a batch, each with one more click in its largest error.
+    """Some crops of a batch, each with the network's answer and mostly a click in its largest error.
 
     Args:
         batch: Crops and truths on the CPU.
@@ -43,7 +45,8 @@ def _one(batch: Drawn, logits: Tensor, index: int, rng: np.random.Generator) -> 
         ys, xs = np.nonzero(wrong)
         pick = int(rng.integers(len(xs)))
         click = float(xs[pick]), float(ys[pick]), click[2]
-    points[0, used] = torch.tensor(click)
+    if rng.random() >= _NO_CLICK:
+        points[0, used] = torch.tensor(click)
     box = batch.crops.box[index : index + 1]
     if used and rng.random() < 0.3:
         box = torch.full_like(box, torch.nan)
