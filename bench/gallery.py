@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sam_infer.engines.base import Embedding, Engine
-from sam_infer.engines.registry import BUNDLED, NAMES, create_engine
+from sam_infer.engines.registry import NAMES, create_engine
 from sam_infer.geometry import tight_box
 from sam_infer.intensity import Window
 from sam_infer.prompts.simulated import next_click
@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
     """Add ``gallery`` to the command line."""
     parser = commands.add_parser("gallery", help="a picture of prompts and masks on six kinds of image")
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
-    parser.add_argument("--engine", default=BUNDLED, choices=NAMES)
+    parser.add_argument("--engine", default="bundled", choices=NAMES)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the picture to write")
     parser.set_defaults(func=run)

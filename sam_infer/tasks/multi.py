@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sam_infer.cache import ByteLru
 from sam_infer.click import Segmented, click_slice, click_volume
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
@@ -22,7 +20,8 @@ from sam_infer.tasks.numbering import numbered
 from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.types import Candidates, Prompts
-from sam_infer.volumes import Image, empty_labelmap, read_labelmap
+from sam_infer.volumehistory import VolumeHistory
+from sam_infer.volumes import Image, read_labelmap
 
 #: Request keys of this task: a label of one of these names could not be told from them.
 RESERVED = (
@@ -48,7 +47,6 @@ class MultiInfer(LabelmapTask):
         encoder: The engine behind its caches.
         library: Reads images.
         labels: The project's labels, name to value.
-        kept_bytes: Limit of the objects in memory whose clicks a next request may repeat.
 
     Raises:
         InputError: When a label has the name of a request key.
@@ -60,7 +58,6 @@ class MultiInfer(LabelmapTask):
         encoder: SliceEncoder,
         library: ImageLibrary,
         labels: Mapping[str, int],
-        kept_bytes: int = 64 << 20,
     ) -> None:
         for name in sorted(set(labels) & set(RESERVED)):
             raise InputError(
@@ -78,7 +75,7 @@ class MultiInfer(LabelmapTask):
         self._encoder = encoder
         self._library = library
         self._labels = dict(labels)
-        self._objects: ByteLru[_Packed] = ByteLru(limit=kept_bytes, size_of=lambda kept: kept.bits.nbytes)
+        self._history = VolumeHistory()
 
     def is_valid(self) -> bool:
         """True: the engine reports missing weights when it is created."""
@@ -113,26 +110,10 @@ class MultiInfer(LabelmapTask):
         }
 
     def _one(self, image: Image, clicks: Clicks, window: Window, watch: Stopwatch) -> Segmented:
-        """The answer to one object's clicks; kept, for the next request repeats all but one click."""
+        """The answer to one object's clicks; what the clicks before this one gave is not decoded again."""
         flat = clicks.slice is not None or image.shape[2] == 1
-        run = click_slice if flat else click_volume
-        key = self._key(image, clicks, window)
-        kept = self._objects.get(key) if key is not None else None
-        if kept is not None:
-            return kept.unpacked(image.shape)
-        found = run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark)
-        if key is not None:
-            bits = np.packbits(found.labelmap.reshape(-1, order="F") > 0)
-            self._objects.put(
-                key, _Packed(bits=bits, rest=replace(found, labelmap=empty_labelmap((0, 0, 0))))
-            )
-        return found
-
-    def _key(self, image: Image, clicks: Clicks, window: Window) -> Hashable | None:
-        if clicks.existing is not None:
-            return None
-        points = (clicks.foreground.tobytes(), clicks.background.tobytes())
-        return (image.key, window, self._encoder.engine.fingerprint, clicks.region, clicks.slice, *points)
+        run = click_slice if flat else partial(click_volume, history=self._history)
+        return run(image, clicks, encoder=self._encoder, window=window, mark=watch.mark)
 
     def _report(self, answer: Labelled, objects: Objects, window: Window) -> dict[str, Any]:
         found = answer.found
@@ -157,20 +138,3 @@ class MultiInfer(LabelmapTask):
             "engine": self._encoder.engine.name,
             "embedding_cached": all(one.cached for one in found.values()),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Packed:
-    """An answer with its mask as bits, Fortran order."""
-
-    bits: NDArray[np.uint8]
-    rest: Segmented
-
-    @classmethod
-    def of(cls, found: Segmented) -> _Packed:
-        bits = np.packbits(found.labelmap.reshape(-1, order="F") > 0)
-        return cls(bits=bits, rest=replace(found, labelmap=empty_labelmap((0, 0, 0))))
-
-    def unpacked(self, shape: tuple[int, int, int]) -> Segmented:
-        flat = np.unpackbits(self.bits, count=int(np.prod(shape)))
-        return replace(self.rest, labelmap=flat.reshape(shape, order="F"))
