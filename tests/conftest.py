@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +103,9 @@ def served(tmp_path_factory):
     patch.undo()
 
 
-@pytest.fixture(scope="module")
-def live_server(tmp_path_factory):
-    """`samloop serve` in a process of its own over small phantoms and pictures; gives (url, studies)."""
+@contextmanager
+def serving(studies: Path, scratch: Path, *options: str):
+    """`samloop serve` in a process of its own, started in an empty folder; gives its url once it answers."""
     import socket
     import subprocess
     import sys
@@ -112,6 +113,38 @@ def live_server(tmp_path_factory):
 
     import requests
 
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (scratch / "server.log").open("w+") as log:
+        command = [sys.executable, "-m", "apps.samloop.cli", "serve"]
+        process = subprocess.Popen(
+            [*command, "--studies", str(studies), "--port", str(port), *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=scratch,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(3000):
+                try:
+                    requests.get(f"{url}/info/", timeout=2).raise_for_status()
+                    break
+                except requests.RequestException:
+                    log.seek(0)
+                    assert process.poll() is None, f"the server ended: {log.read()}"
+                    time.sleep(0.2)
+            else:
+                pytest.fail("the server does not answer")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def live_server(tmp_path_factory):
+    """`samloop serve` in a process of its own over small phantoms and pictures; gives (url, studies)."""
     from trainers.phantoms import write_phantoms
 
     studies = tmp_path_factory.mktemp("live")
@@ -123,25 +156,5 @@ def live_server(tmp_path_factory):
         grey = np.clip(np.where(mask, 170, 70) + rng.normal(0, 12, mask.shape), 0, 255).astype(np.uint8)
         save_png(studies / f"photo_{n}.png", grey)
         save_png(studies / "truth" / f"photo_{n}.png", mask.astype(np.uint8))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("log") / "server.log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "apps.samloop.cli", "serve", "--studies", str(studies), "--port", str(port)],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            requests.get(f"{url}/info/", timeout=2).raise_for_status()
-            break
-        except requests.RequestException:
-            log.seek(0)
-            assert process.poll() is None, f"the server ended: {log.read()}"
-            time.sleep(0.2)
-    yield url, studies
-    process.terminate()
-    process.wait(60)
+    with serving(studies, tmp_path_factory.mktemp("elsewhere")) as url:
+        yield url, studies
