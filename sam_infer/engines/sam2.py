@@ -38,8 +38,8 @@ class Sam2Engine:
         weights: Checkpoint file in sam2's format; read with ``weights_only`` on first use.
         model: A ready ``sam2.modeling.sam2_base.SAM2Base`` instead of a file (tests, tuned models).
         device: Torch device, such as "cpu" or "cuda:0".
-        offload: Keep the memories of a volume's slices in main memory instead of on the device; a step brings back
-            some 15 MB of them.
+        offload: Keep the memories of a volume's slices in main memory instead of on the device; a step brings
+            back some 15 MB of them.
     """
 
     def __init__(
