@@ -99,13 +99,13 @@ def test_an_image_of_one_value_is_framed(sam):
 
 def test_a_mask_fills_the_input_as_its_image_does():
     logits = torch.full((1, 40, 80), 5.0)
-    kept, stretched = (framing.mask_input(logits, SIDE)[0, 0] for framing in (SAM, SAM_MED2D))
+    kept, stretched = (framing.mask_input(logits, SIDE, SIDE // 4)[0, 0] for framing in (SAM, SAM_MED2D))
     assert kept.shape == stretched.shape == (SIDE // 4, SIDE // 4)
     half = SIDE // 8
     torch.testing.assert_close(stretched, torch.full_like(stretched, 5))
     torch.testing.assert_close(kept[:half], torch.full_like(kept[:half], 5))
     falling = torch.linspace(-5, 5, 40)[None, :, None].expand(1, 40, 80)
-    assert (SAM.mask_input(falling, SIDE)[0, 0, half:] < -4.5).all(), "the padding is background"
+    assert (SAM.mask_input(falling, SIDE, SIDE // 4)[0, 0, half:] < -4.5).all(), "the padding is background"
 
 
 def test_framings_have_fingerprints_of_their_own(sam):

@@ -6,6 +6,7 @@ of weights, which knows tensors and containers and refuses every other object.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import threading
@@ -106,6 +107,25 @@ def fill(network: Any, state: Mapping[str, Tensor], *, name: str, label: str) ->
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError("weights", name, f"{key} holds values that are not finite; get the file again")
     network.load_state_dict(state)
+
+
+def digest_of(kind: str, weights: Path | None, model: Any) -> str:
+    """SHA-256 (hex) of an engine's kind and of its checkpoint file, or of its parameters where it has none.
+
+    Args:
+        kind: What besides the parameters decides an engine's answers, with a version.
+        weights: The file; None = the parameters of ``model``, a ``torch.nn.Module``, count.
+        model: Not looked at where there is a file.
+    """
+    digest = hashlib.sha256(kind.encode())
+    if weights is not None:
+        with weights.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        for key, value in model.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ from numpy.typing import NDArray
 from sam_infer.engines.architectures import VIT_B, Architecture
 from sam_infer.engines.base import Embedding, Encoding
 from sam_infer.engines.batches import decode_by_shape
-from sam_infer.engines.checkpoint import load_network
+from sam_infer.engines.checkpoint import digest_of, load_network
 from sam_infer.engines.framing import SAM, Framing
 from sam_infer.engines.runtime import AUTO, Encode, find_runtime, prepare
 from sam_infer.types import Candidates, FloatArray, Prompts
 
+#: Side of the input, in pixels, up to which an encoder answers within some 0.3 s on a CPU.
+CHEAP_SIDE = 256
 #: Slices encoded at once on CUDA.
 GPU_BATCH = 4
 
@@ -82,15 +83,7 @@ class SamEngine:
         """SHA-256 of the framing and of the checkpoint file, or of the given model's parameters."""
         with self._loading:
             if self._digest is None:
-                digest = hashlib.sha256(f"sam/v2/{self._framing}".encode())
-                if self._weights is not None:
-                    with self._weights.open("rb") as file:
-                        digest.update(hashlib.file_digest(file, "sha256").digest())
-                else:
-                    for key, value in self._model.state_dict().items():
-                        digest.update(key.encode())
-                        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-                self._digest = digest.hexdigest()
+                self._digest = digest_of(f"sam/v2/{self._framing}", self._weights, self._model)
             return self._digest
 
     @property
@@ -107,9 +100,10 @@ class SamEngine:
 
     @property
     def encoding(self) -> Encoding:
-        """The image side of the model; a ViT is cheap on a GPU only."""
+        """The image side of the model; a ViT of more than 256 pixels is cheap on a GPU only."""
         side = int(self.model.image_encoder.img_size)
-        return Encoding(side=side, cheap=self._device.type == "cuda", device=str(self._device))
+        cheap = self._device.type == "cuda" or side <= CHEAP_SIDE
+        return Encoding(side=side, cheap=cheap, device=str(self._device))
 
     @torch.inference_mode()
     def encode(self, image: FloatArray) -> Embedding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 
 from sam_infer.engines.base import Embedding, Encoding
 from sam_infer.engines.batches import decode_by_shape
+from sam_infer.engines.checkpoint import digest_of
 from sam_infer.engines.sam2memory import STRONGEST, SliceMemory, high_resolution
 from sam_infer.engines.sam2model import load_sam2
 from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
@@ -75,15 +75,7 @@ class Sam2Engine:
         """SHA-256 of the checkpoint file, or of the given model's parameters, and of the variant's name."""
         with self._loading:
             if self._fingerprint is None:
-                digest = hashlib.sha256(f"sam2/{self._name}/v1".encode())
-                if self._weights is not None:
-                    with self._weights.open("rb") as file:
-                        digest.update(hashlib.file_digest(file, "sha256").digest())
-                else:
-                    for key, value in self._model.state_dict().items():
-                        digest.update(key.encode())
-                        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-                self._fingerprint = digest.hexdigest()
+                self._fingerprint = digest_of(f"sam2/{self._name}/v1", self._weights, self._model)
             return self._fingerprint
 
     @property
