@@ -18,8 +18,8 @@ from sam_infer.types import Candidates, Prompts
 from trainers.pretrain import data as data_module
 from trainers.pretrain.__main__ import main
 from trainers.pretrain.baselines import BASELINES, baseline, opencv
-from trainers.pretrain.calibrate import fit
-from trainers.pretrain.cases import BENCHMARK, Case, benchmark_cases, held_out_cases
+from trainers.pretrain.calibrate import error_unseen, fit, fit_cases
+from trainers.pretrain.cases import BENCHMARK, MADE, Case, benchmark_cases, held_out_cases, made_cases
 from trainers.pretrain.data import real_items
 from trainers.pretrain.evaluate import dice, evaluate, markdown
 from trainers.pretrain.evaluate import main as measure_main
@@ -272,6 +272,28 @@ def test_calibration_finds_a_line_and_never_falls() -> None:
     features = np.random.default_rng(0).random((50, 2))
     assert fit(features, 0.5 * features[:, 0] + 0.3) == pytest.approx([0.3, 0.5, 0.0], abs=1e-3)
     assert fit(features, 1 - features[:, 0])[1] == pytest.approx(0.0, abs=1e-3)
+    idle = np.column_stack([features[:, 0], np.ones(50)])
+    assert fit(idle, 0.5 * features[:, 0] + 0.3) == pytest.approx([0.3, 0.5, 0.0], abs=1e-3)
+
+
+def test_made_masks_weigh_as_much_as_real_ones_and_errors_are_of_unseen_objects() -> None:
+    x = np.full((2, 1), 0.5)
+    real, made = [(x, np.full(2, 0.4))], [(x, np.full(2, 0.8))] * 9
+    line = fit_cases(real, made)
+    assert line[0] + 0.5 * line[1] == pytest.approx(0.6, abs=1e-3)
+    rng = np.random.default_rng(0)
+    noise = [(rng.random((1, 4)), rng.random(1)) for _ in range(6)]
+    rows = np.concatenate([f for f, _ in noise]), np.concatenate([r for _, r in noise])
+    line = fit(*rows)
+    seen = np.abs(np.clip(line[0] + rows[0] @ np.array(line[1:]), 0, 1) - rows[1]).mean()
+    assert error_unseen(noise, [], folds=6) > seen
+
+
+def test_made_cases_are_in_no_pool(pool: Pool) -> None:
+    cases = list(made_cases(4, 0))
+    assert cases and all(case.group == MADE and case.truth.sum() >= 50 for case in cases)
+    held = {pool[n][0].tobytes() for n in range(len(pool))}
+    assert not held & {np.round(case.image * 255).astype(np.uint8).tobytes() for case in cases}
 
 
 MEASURED_ON = (

@@ -10,7 +10,9 @@ from scipy.ndimage import gaussian_filter
 
 from sam_infer.engines.base import Engine
 from sam_infer.engines.bundled import OUTSIDE, WEIGHTS, BundledEngine
-from sam_infer.engines.bundledrank import agreement, ranked
+from sam_infer.engines.bundledcrops import prompt_windows
+from sam_infer.engines.bundledrank import FEATURES, agreement, quality, ranked
+from sam_infer.geometry import tight_box
 from sam_infer.networks.cropwindow import box_window, paste, to_crop, window_matrix
 from sam_infer.networks.promptchannels import CHANNELS, SIZE, CropBatch, _blur, prompt_channels
 from sam_infer.networks.promptnet import PromptNet
@@ -112,6 +114,74 @@ def test_agreement_is_the_mean_iou_with_the_others() -> None:
     assert agreement(masks[:1]).tolist() == [0.0]
 
 
+def test_signs_of_quality() -> None:
+    valid = torch.ones(3, SIZE, SIZE)
+    valid[2, :, SIZE // 2 :] = 0
+    first = torch.full((3, SIZE, SIZE), -9.0)
+    first[:, 32:96, 32:96] = 9.0
+    logits = first.clone()
+    logits[1, 32:96, 64:96] = -9.0
+    logits[1, 32:96, 96:100] = 0.5
+    logits[2, :, : SIZE // 2] = 9.0
+    stability, steadiness, certainty, enclosure = quality(first, logits, valid)
+    assert stability.tolist() == pytest.approx([1, 32 / 36, 1])
+    assert steadiness.tolist()[:2] == pytest.approx([1, 32 / 68])
+    sure = float(torch.sigmoid(torch.tensor(9.0)))
+    assert certainty[0] == pytest.approx(sure) and 0.8 < certainty[1] < sure
+    assert enclosure.tolist() == [1, 1, 0]
+
+
+def test_a_box_is_answered_by_a_second_look(engine: BundledEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[CropBatch, torch.Tensor]] = []
+    run = engine._run
+
+    def watched(crops: CropBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, iou = run(crops)
+        seen.append((crops, logits))
+        return logits, iou
+
+    monkeypatch.setattr(engine, "_run", watched)
+    image, _ = _disc()
+    (answer,) = engine.answers(engine.encode(image), [Prompts(box=BOX)])
+    (asked, first), (again, second) = seen
+    assert asked.previous.abs().max() == 0 and torch.equal(again.previous, first.clamp(-12, 12))
+    assert torch.equal(again.box, asked.box)
+    expected = paste(second[0], prompt_windows(Prompts(box=BOX), image.shape)[0], image.shape, OUTSIDE)
+    np.testing.assert_array_equal(answer.logits[0], expected.numpy())
+    assert answer.features.shape == (1, len(FEATURES))
+    seen.clear()
+    logits = np.where(_disc()[1], 4, -4).astype(np.float32)
+    engine.answers(engine.encode(image), [Prompts(box=BOX, mask_logits=logits)])
+    assert len(seen) == 1  # a mask shows already what a second look would
+
+
+def test_clicks_alone_are_looked_at_again_in_a_window_of_the_answer(
+    engine: BundledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, truth = _disc()
+    embedding = engine.encode(image)
+    looks: list[tuple[list[tuple[float, ...]], list[Prompts], np.ndarray]] = []
+    look = engine._look
+
+    def watched(embedding, windows, prompts):  # type: ignore[no-untyped-def]
+        logits, features = look(embedding, windows, prompts)
+        looks.append((windows, prompts, logits.copy()))
+        return logits, features
+
+    monkeypatch.setattr(engine, "_look", watched)
+    (answer,) = engine.answers(embedding, [_click((*CENTRE, 1))])
+    (_, _, far), (nearer, prompts, near) = looks
+    np.testing.assert_array_equal(answer.logits, near)
+    for n, prompt in enumerate(prompts):
+        assert prompt.box == tight_box(far[n] > 0)
+        assert nearer[n] == pytest.approx(box_window(prompt.box))
+        steady = _iou(far[n] > 0, near[n] > 0)
+        assert answer.features[n, FEATURES.index("steadiness")] == pytest.approx(steady)
+    looks.clear()
+    engine.answers(embedding, [_click((*CENTRE, 1), mask_logits=np.where(truth, 4, -4).astype(np.float32))])
+    assert len(looks) == 1
+
+
 def test_shrunken_object_is_found_from_the_neighbours_mask(engine: BundledEngine) -> None:
     image, truth = _disc()
     y, x = np.mgrid[: truth.shape[0], : truth.shape[1]]
@@ -125,14 +195,14 @@ def test_fingerprint_follows_the_weights(tmp_path: Path, engine: BundledEngine) 
     copy = tmp_path / "copy.safetensors"
     shutil.copy(WEIGHTS, copy)
     assert BundledEngine(weights=copy).fingerprint == engine.fingerprint
-    rewrite(copy, {"one": [0.25, 0.5, 0.0]})
+    rewrite(copy, {"one": [0.25, 0.5, 0, 0, 0, 0, 0]})
     assert BundledEngine(weights=copy).fingerprint != engine.fingerprint
 
 
 def test_calibration_is_applied(tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
     shutil.copy(WEIGHTS, copy)
-    rewrite(copy, {"one": [0.625, 0.0, 0.0]})
+    rewrite(copy, {"one": [0.625, 0, 0, 0, 0, 0, 0]})
     image, _ = _disc()
     constant = BundledEngine(weights=copy)
     assert constant.decode(constant.encode(image), [Prompts(box=BOX)])[0].iou[0] == pytest.approx(0.625)

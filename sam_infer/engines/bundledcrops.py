@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,17 @@ def prompt_windows(prompt: Prompts, size: tuple[int, int]) -> list[Window]:
     if prompt.box is None and points:
         windows += _click_windows(_union(points), size)
     return windows or [_click_windows((0.0, 0.0, size[1] - 1.0, size[0] - 1.0), size)[0]]
+
+
+def closer_prompt(prompt: Prompts, logits: FloatArray) -> Prompts | None:
+    """The prompt with an answer's mask and its box added; None where the mask is empty.
+
+    Args:
+        prompt: Clicks.
+        logits: (H, W) float32, the answer.
+    """
+    box = tight_box(logits > 0)
+    return None if box is None else replace(prompt, box=box, mask_logits=logits)
 
 
 def _union(boxes: list[Box]) -> Box:
@@ -103,3 +116,25 @@ def _sample_logits(logits: FloatArray | None, grid: Tensor) -> Tensor:
     source = torch.from_numpy(np.clip(logits, -12, 12).astype(np.float32)).to(grid.device)[None, None]
     where = (grid + 0.5) * 2 / grid.new_tensor([source.shape[3], source.shape[2]]) - 1
     return F.grid_sample(source, where, padding_mode="border", align_corners=False)[:, 0]
+
+
+def with_previous(crops: CropBatch, logits: Tensor) -> CropBatch:
+    """The crops with logits (B, S, S) as their previous mask."""
+    return CropBatch(
+        image=crops.image, valid=crops.valid, box=crops.box, points=crops.points,
+        previous=logits.clamp(-12.0, 12.0),
+    )  # fmt: skip
+
+
+def wants_second_look(crops: CropBatch, logits: Tensor) -> Tensor:
+    """(B,) bool: a box without a previous mask, or a click inside the crop that the answer disobeys.
+
+    On held-out patients a second look makes answers to boxes better and answers to clicks alone worse.
+    """
+    fresh_box = torch.isfinite(crops.box).all(1) & (crops.previous.abs().amax((1, 2)) == 0)
+    place = crops.points[..., :2].round().long()
+    inside = ((place >= 0) & (place < SIZE)).all(-1) & (crops.points[..., 2] >= 0)
+    place = place.clamp(0, SIZE - 1)
+    rows = torch.arange(len(crops.points), device=logits.device)[:, None]
+    answer = logits[rows, place[..., 1], place[..., 0]] > 0
+    return fresh_box | (inside & (answer != (crops.points[..., 2] == 1))).any(1)

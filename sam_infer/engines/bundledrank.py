@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sam_infer.types import Candidates, FloatArray, Prompts
 
-FEATURES = ("predicted_iou", "stability", "agreement")
+FEATURES = ("predicted_iou", "stability", "steadiness", "certainty", "enclosure", "agreement")
+STEADINESS = FEATURES.index("steadiness")
+KINDS = ("one", "clicks", "corrected")
 KEPT = 3
+_OWN = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # the network's own prediction as it is
 _LEAST, _PER_BROKEN_CLICK = 0.05, 0.05
 
 
@@ -20,33 +25,66 @@ class Answer:
 
     Args:
         logits: (M, H, W) float32, one for each window that was tried.
-        features: (M, 3) float64, columns `FEATURES`: the network's own IoU, how little the mask changes
-            from a strict to a lax threshold, and the mean IoU with the other windows' masks (0 where
-            there is only one).
+        features: (M, 6) float64 in 0..1, columns `FEATURES`: the network's own IoU, those of `quality`,
+            and the mean IoU with the other windows' masks (0 where there is only one).
+        kind: Which line of `Calibration` it takes.
     """
 
     logits: FloatArray
     features: NDArray[np.float64]
+    kind: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Lines from features to the IoU that is really reached.
 
+    Each is an offset and a weight for each of `FEATURES`.
+
     Args:
-        one: (offset, predicted_iou, stability) for an answer of one window.
-        several: (offset, predicted_iou, stability, agreement) for windows beside each other.
+        one: For an answer of the one window that a box or a mask gives.
+        clicks: For the windows that are tried for clicks alone.
+        corrected: For those that are tried for clicks beside a previous mask.
     """
 
-    one: tuple[float, ...] = (0.0, 1.0, 0.0)
-    several: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)
+    one: tuple[float, ...] = _OWN
+    clicks: tuple[float, ...] = _OWN
+    corrected: tuple[float, ...] = _OWN
 
-    def iou(self, features: NDArray[np.float64]) -> FloatArray:
-        """(M, 3) features to (M,) float32 in 0..1."""
-        line = self.one if len(features) == 1 else self.several
-        weights = np.array(line[1:])
-        value = line[0] + features[:, : len(weights)] @ weights
+    def iou(self, answer: Answer) -> FloatArray:
+        """(M,) float32 in 0..1: the IoU that each mask probably reaches."""
+        line: tuple[float, ...] = getattr(self, answer.kind)
+        value = line[0] + answer.features @ np.array(line[1:])
         return np.clip(value, 0.0, 1.0).astype(np.float32)
+
+
+def quality(first: Tensor, logits: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+    """Plain signs of a good answer, each (B,) float32 in 0..1.
+
+    Args:
+        first: (B, S, S) logits of the first look.
+        logits: (B, S, S) logits of the last look; those of the first where there was only one.
+        valid: (B, S, S), 1 inside the slice image.
+
+    Returns:
+        stability: how little the mask changes from a strict to a lax threshold. steadiness: IoU of
+        the first and the last look. certainty: mean probability inside the mask. enclosure: share of the
+        crop's border, where it lies in the image, that is free of the mask.
+    """
+    mask, before = logits > 0, first > 0
+    stability = (logits > 1).sum((1, 2)) / (logits > -1).sum((1, 2)).clamp_min(1)
+    steadiness = (mask & before).sum((1, 2)) / (mask | before).sum((1, 2)).clamp_min(1)
+    certainty = (torch.sigmoid(logits) * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+    rim = valid.clone()
+    rim[:, 1:-1, 1:-1] = 0
+    enclosure = 1 - (mask * rim).sum((1, 2)) / rim.sum((1, 2)).clamp_min(1)
+    return stability, steadiness, certainty, enclosure
+
+
+def iou_of(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """IoU of two masks (H, W); 0 where both are empty."""
+    both = int(np.count_nonzero(a & b))
+    return both / max(int(np.count_nonzero(a)) + int(np.count_nonzero(b)) - both, 1)
 
 
 def agreement(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -55,11 +93,9 @@ def agreement(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     if count < 2:
         return np.zeros(count)
     table = np.zeros((count, count))
-    sizes = [int(np.count_nonzero(mask)) for mask in masks]
     for a in range(count):
         for b in range(a):
-            both = int(np.count_nonzero(masks[a] & masks[b]))
-            table[a, b] = table[b, a] = both / max(sizes[a] + sizes[b] - both, 1)
+            table[a, b] = table[b, a] = iou_of(masks[a], masks[b])
     mean: NDArray[np.float64] = table.sum(1) / (count - 1)
     return mean
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIZE = 128
-VERSION = "1"
+VERSION = "2"
 CHANNELS = (
     "image", "valid", "box", "ellipse", "positive", "negative", "positive_wide", "negative_wide",
     "previous", "posterior", "posterior_smooth", "posterior_blurred", "posterior_texture",

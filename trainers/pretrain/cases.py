@@ -17,8 +17,9 @@ from scipy import ndimage
 
 from sam_infer.types import BoolArray, FloatArray
 from trainers.pretrain.data import FREE, real_items
+from trainers.pretrain.synthetic import make_image
 
-BENCHMARK, HELD_OUT = "benchmark", "held-out patients"
+BENCHMARK, HELD_OUT, MADE = "benchmark", "held-out patients", "made images"
 _MIN_PIXELS = 50
 
 
@@ -28,7 +29,8 @@ class Case:
 
     Args:
         name: Row of the table.
-        group: `BENCHMARK` (a set that never trains) or `HELD_OUT` (patients kept out of a set that does).
+        group: `BENCHMARK` (a set that never trains) or `HELD_OUT` (patients kept out of a set that does)
+            or `MADE` (images made by code, of seeds that no pool uses).
         image: (H, W) float32 in 0..1.
         truth: (H, W) bool.
     """
@@ -92,6 +94,18 @@ def held_out_cases(data: Path, per_set: int, seed: int) -> Iterator[Case]:
     for cases in by_set.values():
         rng.shuffle(cases)  # type: ignore[arg-type]
         yield from cases[:per_set]
+
+
+def made_cases(count: int, seed: int) -> Iterator[Case]:
+    """Objects of images made by code; none of these images is in a pool."""
+    for number in range(count):
+        rng = np.random.default_rng([seed, 6, number])
+        image, labels, _ = make_image(rng)
+        sizes = np.bincount(labels.ravel(), minlength=2)
+        sizes[0] = 0
+        good = np.flatnonzero((sizes >= 2 * _MIN_PIXELS) & (sizes < 0.5 * labels.size))
+        if len(good):
+            yield Case(name=MADE, group=MADE, image=_unit(image), truth=labels == rng.choice(good))
 
 
 def _png_cases(data: Path, slices: _Slices, rng: np.random.Generator) -> Iterator[Case]:

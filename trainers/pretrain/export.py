@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-PROMPTNET, SAM_TINY = "samloop-promptnet-1", "samloop-sam-tiny-1"
+from sam_infer.engines.bundled import FORMAT as PROMPTNET
+
+SAM_TINY = "samloop-sam-tiny-1"
 
 
 def export(weights: dict[str, Tensor], path: Path, facts: dict[str, object], form: str = PROMPTNET) -> None:
