@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.int8 import INT8, QuantizedEncoder
 from bench.proc import cpu_name, peak_memory
 from bench.table import markdown
 from sam_infer.engines.framing import SAM
@@ -39,6 +40,8 @@ HEAD = (
 )
 #: `SamPredictor.set_image` and nothing of ours.
 UPSTREAM = "upstream"
+#: Images from which a quantized encoder's ranges are taken.
+_CALIBRATION = 12
 
 
 def add_parser(commands: Any) -> None:
@@ -49,7 +52,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--weights", type=Path, help="checkpoint file; random parameters without it")
     parser.add_argument("--data", type=Path, help="folder of labelled sets; phantoms without it")
     parser.add_argument("--images", type=int, default=8, help="images to encode")
-    parser.add_argument("--runtimes", default=",".join(r for r in RUNTIMES if r != AUTO))
+    served = ",".join(r for r in RUNTIMES if r != AUTO)
+    parser.add_argument(
+        "--runtimes",
+        default=served,
+        help=f"default: {served}; {INT8} is measured too, where nncf is installed",
+    )
     parser.add_argument("--threads", type=int, help="threads of each runtime (default: its own choice)")
     parser.add_argument("--out", type=Path, required=True, help="folder for encoder.json and encoder.md")
     parser.set_defaults(func=run)
@@ -178,9 +186,12 @@ def _work(asked: Connection, name: str, engine: str, weights: Path, threads: int
         image, prompts = asked.recv()
         try:
             if encode is None:
-                runtime = "eager" if name == UPSTREAM else name
-                ours: Any = create_engine(engine, weights=weights, runtime=runtime)
-                encode = _upstream(ours.model) if name == UPSTREAM else ours.encode
+                upstream = name in (UPSTREAM, INT8)
+                ours: Any = create_engine(engine, weights=weights, runtime="eager" if upstream else name)
+                if name == INT8:
+                    unseen = [scan for scan, _ in _phantoms(range(1000, 1000 + _CALIBRATION))]
+                    ours.model.image_encoder = QuantizedEncoder(ours.model, unseen)
+                encode = _upstream(ours.model) if upstream else ours.encode
             wall, cpu = time.perf_counter(), time.process_time()
             embedding: Embedding = encode(image)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -238,9 +249,14 @@ def _labelled(data: Path | None, count: int) -> Iterator[tuple[FloatArray, NDArr
         for number in np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int):
             yield cases[number].image, cases[number].truth
         return
+    yield from _phantoms(range(count))
+
+
+def _phantoms(seeds: Iterable[int]) -> Iterator[tuple[FloatArray, NDArray[np.bool_]]]:
+    """CT slices through the liver, each with the liver's mask."""
     from trainers.phantoms import LABELS, make_phantom
 
-    for seed in range(count):
+    for seed in seeds:
         image, label, _ = make_phantom(seed)
         truth = label == LABELS["liver"]
         k = int(np.argmax(truth.sum(axis=(0, 1))))

@@ -114,14 +114,14 @@ def _onnx(folder: Path) -> _Run:
 
 
 def _export_openvino(encoder: nn.Module, example: Tensor, folder: Path) -> None:
-    openvino = _import_openvino()
+    openvino = import_openvino()
     traced = torch.jit.trace(encoder, example, check_trace=False)
     model = openvino.convert_model(traced, input=list(example.shape))
     openvino.save_model(model, folder / "encoder.xml", compress_to_fp16=False)
 
 
 def _openvino(folder: Path, precision: str) -> _Run:
-    openvino = _import_openvino()
+    openvino = import_openvino()
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -136,7 +136,7 @@ def _openvino(folder: Path, precision: str) -> _Run:
     return run
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO without its telemetry, which reports every import over the network unless it is missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
