@@ -169,7 +169,7 @@ class SliceEncoder:
         encoding = self.engine.encoding
         if encoding is None or not self._zooms(zoom, *prompts):
             return None
-        return choose_crop(prompts, (image.shape[1], image.shape[0]), encoding.side)
+        return choose_crop(prompts, (image.shape[1], image.shape[0]), encoding)
 
     def _decode(
         self, image: Image, k: int, window: Window, prompts: Sequence[Prompts], crop: Crop | None

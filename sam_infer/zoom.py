@@ -14,11 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from sam_infer.engines.base import Encoding
 from sam_infer.geometry import tight_box
 from sam_infer.types import BoolArray, Box, Candidates, Crop, FloatArray, Prompts
 
-#: Side of a crop over the longest side of what is prompted, at least: an object needs its surroundings.
-MARGIN = 3.0
 #: Times that a crop is enlarged at most: more pixels of the same blur tell nothing.
 MOST_ENLARGED = 8.0
 #: Times that a crop must be seen larger than the whole slice to be worth its encoding.
@@ -29,7 +28,7 @@ _STEPS_PER_DOUBLING = 4
 _PLACES = 8
 
 
-def choose_crop(prompts: Sequence[Prompts], size: tuple[int, int], side: int) -> Crop | None:
+def choose_crop(prompts: Sequence[Prompts], size: tuple[int, int], encoding: Encoding) -> Crop | None:
     """The part of a slice that prompts are about.
 
     It lies around their boxes and previous masks; foreground clicks beyond make it larger. Background clicks
@@ -38,19 +37,19 @@ def choose_crop(prompts: Sequence[Prompts], size: tuple[int, int], side: int) ->
     Args:
         prompts: At least one entry.
         size: (H, W) of the slice.
-        side: Side in pixels to which the engine resamples what it encodes.
+        encoding: How the engine sees what it encodes.
 
     Returns:
         The crop; None where clicks alone do not tell an object's size, or the whole slice is seen nearly as
-        large. On a slice larger than ``side``, where the engine would lose detail, any gain counts.
+        large. On a slice larger than its side, where the engine would lose detail, any gain counts.
     """
     shown = [box for prompt in prompts for box in _shown(prompt)]
     if not shown:
         return None
-    crop = _around(_union(shown), size, side)
+    crop = _around(_union(shown), size, encoding)
     clicks = np.concatenate([prompt.positive for prompt in prompts])
     if crop is not None and not holds(crop, clicks):
-        crop = _around(_union([*shown, *((x, y, x, y) for x, y in clicks.tolist())]), size, side)
+        crop = _around(_union([*shown, *((x, y, x, y) for x, y in clicks.tolist())]), size, encoding)
     return crop
 
 
@@ -65,10 +64,10 @@ def _union(boxes: Sequence[Box]) -> Box:
     return (x0, y0, x1, y1)
 
 
-def _around(box: Box, size: tuple[int, int], side: int) -> Crop | None:
+def _around(box: Box, size: tuple[int, int], encoding: Encoding) -> Crop | None:
     """The crop around a box, its side and place rounded to steps; None where it gains nothing."""
-    longest = max(size)
-    wanted = max(MARGIN * (max(box[2] - box[0], box[3] - box[1]) + 1), side / MOST_ENLARGED)
+    longest, side = max(size), encoding.side
+    wanted = max(encoding.margin * (max(box[2] - box[0], box[3] - box[1]) + 1), side / MOST_ENLARGED)
     steps = math.ceil(_STEPS_PER_DOUBLING * math.log2(wanted))
     length = math.ceil(2 ** (steps / _STEPS_PER_DOUBLING))
     if length * (GAIN if longest <= side else 1) > longest:

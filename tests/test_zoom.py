@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sam_infer.embeddings import SliceEncoder
+from sam_infer.engines.base import Encoding
 from sam_infer.intensity import Window
 from sam_infer.types import Candidates, Prompts
 from sam_infer.volumes import Image
@@ -20,6 +21,10 @@ def on(centre, radius, size=SIZE):
     truth = disc(size, centre, radius)
     array = np.where(truth, 0.9, 0.1).astype(np.float32).T[:, :, None]
     return Image(array=array, affine=np.eye(4), key=("disc", centre, radius), flat=False), truth
+
+
+def seen(side, **more):
+    return Encoding(side=side, cheap=True, device="cpu", **more)
 
 
 def box_of(centre, radius):
@@ -47,7 +52,7 @@ def test_a_crop_lies_in_the_slice_and_holds_the_box_with_its_surroundings(centre
     box = tuple(
         float(np.clip(v, 0, n - 1)) for v, n in zip(box_of(centre, radius), (240, 200, 240, 200), strict=True)
     )
-    x0, y0, x1, y1 = choose_crop([Prompts(box=box)], SIZE, side=64)
+    x0, y0, x1, y1 = choose_crop([Prompts(box=box)], SIZE, seen(64))
     assert x0 >= 0
     assert y0 >= 0
     assert x1 < SIZE[1]
@@ -62,36 +67,42 @@ def test_a_crop_lies_in_the_slice_and_holds_the_box_with_its_surroundings(centre
 def test_a_crop_is_worth_its_encoding():
     """Where the slice is not larger than what the engine sees, a third more; where it is, any gain."""
     box = Prompts(box=box_of((120, 100), 31))  # 63 pixels: a crop of 215, as steps go
-    assert choose_crop([box], SIZE, side=256) is None
-    assert choose_crop([box], SIZE, side=128) is not None
-    assert choose_crop([Prompts(box=box_of((120, 100), 40))], SIZE, side=64) is None
+    assert choose_crop([box], SIZE, seen(256)) is None
+    assert choose_crop([box], SIZE, seen(128)) is not None
+    assert choose_crop([Prompts(box=box_of((120, 100), 40))], SIZE, seen(64)) is None
 
 
 def test_a_crop_is_not_enlarged_without_end():
-    x0, _, x1, _ = choose_crop([Prompts(box=(50.0, 50.0, 50.0, 50.0))], SIZE, side=256)
+    x0, _, x1, _ = choose_crop([Prompts(box=(50.0, 50.0, 50.0, 50.0))], SIZE, seen(256))
     assert x1 - x0 + 1 == 256 / 8
 
 
+def test_an_engine_may_want_less_around_the_object():
+    box = Prompts(box=box_of((120, 100), 9))
+    wide, narrow = (choose_crop([box], SIZE, seen(64, margin=margin)) for margin in (3.0, 1.5))
+    assert narrow[2] - narrow[0] + 1 == pytest.approx((wide[2] - wide[0] + 1) / 2, abs=1)
+
+
 def test_a_slender_box_and_a_slice_that_is_not_square():
-    assert choose_crop([Prompts(box=(10.0, 20.0, 40.0, 22.0))], (30, 400), side=64)[1::2] == (0, 29)
+    assert choose_crop([Prompts(box=(10.0, 20.0, 40.0, 22.0))], (30, 400), seen(64))[1::2] == (0, 29)
 
 
 def test_clicks_alone_tell_no_size():
-    assert choose_crop([clicks((50, 60))], SIZE, side=64) is None
+    assert choose_crop([clicks((50, 60))], SIZE, seen(64)) is None
 
 
 def test_clicks_beside_the_box_keep_the_crop_and_one_far_away_moves_it():
     box = box_of((60, 60), 8)
-    crop = choose_crop([Prompts(box=box)], SIZE, side=64)
-    assert choose_crop([clicks((72, 60), negative=[(60, 75), (200, 10)], box=box)], SIZE, side=64) == crop
-    moved = choose_crop([clicks((100, 60), box=box)], SIZE, side=64)
+    crop = choose_crop([Prompts(box=box)], SIZE, seen(64))
+    assert choose_crop([clicks((72, 60), negative=[(60, 75), (200, 10)], box=box)], SIZE, seen(64)) == crop
+    moved = choose_crop([clicks((100, 60), box=box)], SIZE, seen(64))
     assert moved != crop
     assert holds(moved, np.array([[60, 60], [100, 60]], np.float32))
 
 
 def test_a_mask_that_changes_a_little_keeps_the_crop():
     crops = {
-        choose_crop([Prompts(mask_logits=np.where(disc(SIZE, (90, 80), r), 3.0, -3.0))], SIZE, side=64)
+        choose_crop([Prompts(mask_logits=np.where(disc(SIZE, (90, 80), r), 3.0, -3.0))], SIZE, seen(64))
         for r in (9.2, 9.6, 10.4)
     }
     assert len(crops) == 1

@@ -37,11 +37,13 @@ class Encoding:
         side: Longest side, in pixels, to which a slice is resampled before it is encoded.
         cheap: True where encoding takes no longer than people wait for a click, some 0.3 s.
         device: Torch device of the features.
+        margin: Side of a crop around an object over the object's longest side, at least.
     """
 
     side: int
     cheap: bool
     device: str
+    margin: float = 3.0
 
 
 @runtime_checkable
