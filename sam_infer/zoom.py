@@ -124,6 +124,7 @@ def leaves(mask: BoolArray, crop: Crop) -> bool:
     """Whether an (H, W) mask of a slice reaches an edge of a crop that is no edge of the slice."""
     x0, y0, x1, y1 = crop
     height, width = mask.shape
-    edges = [mask[y0:y1, x0] if x0 else None, mask[y0:y1, x1] if x1 < width - 1 else None]
-    edges += [mask[y0, x0:x1] if y0 else None, mask[y1, x0:x1] if y1 < height - 1 else None]
+    rows, columns = slice(y0, y1 + 1), slice(x0, x1 + 1)
+    edges = [mask[rows, x0] if x0 else None, mask[rows, x1] if x1 < width - 1 else None]
+    edges += [mask[y0, columns] if y0 else None, mask[y1, columns] if y1 < height - 1 else None]
     return any(edge is not None and bool(edge.any()) for edge in edges)

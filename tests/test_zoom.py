@@ -139,6 +139,14 @@ def test_a_mask_leaves_a_crop_where_the_slice_goes_on(crop, out):
     assert leaves(mask, crop) == out
 
 
+@pytest.mark.parametrize("x", [160, 239])
+@pytest.mark.parametrize("y", [120, 199])
+def test_a_corner_of_a_crop_is_where_the_slice_goes_on_unless_it_is_the_slices_own(x, y):
+    mask = np.zeros(SIZE, bool)
+    mask[y, x] = True
+    assert leaves(mask, (40, 30, x, y)) == ((x, y) != (239, 199))
+
+
 # Through the encoder
 
 
