@@ -29,6 +29,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 EXTENSIONS = NIFTI + NRRD + PICTURES
 _EMPTY = memoryview(bytes(1 << 20))
 _LARGEST_LABEL = 2**31 - 1
+_NIFTI_SIDE = 2**15 - 1
 _REMEDY = f"send a readable image file ({', '.join(EXTENSIONS)}), 2D or 3D, with one channel or RGB"
 
 
@@ -245,6 +246,9 @@ def labelmap_parts(
         voxels = _voxels(labelmap, slices)
         return [header, _gzip(voxels)] if compress else [header, *voxels]
     if kind in NIFTI:
+        if max(labelmap.shape) > _NIFTI_SIDE:
+            remedy = f"NIfTI holds {_NIFTI_SIDE} voxels along an axis at most; ask for .nrrd"
+            raise InputError("result_extension", kind, remedy)
         parts = [_nifti_header(labelmap.shape, affine), *_voxels(labelmap, slices)]
         return [_gzip(parts)] if kind == ".nii.gz" else parts
     if kind == ".png" and labelmap.shape[2] == 1:

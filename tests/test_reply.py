@@ -47,6 +47,15 @@ def test_what_is_left_out_is_read_as_zeros(tmp_path, kind, compress, slices):
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [".nii.gz", ".nii"])
+def test_a_picture_wider_than_nifti_holds_is_refused_with_the_remedy(kind):
+    wide = empty_labelmap((2**15, 2, 1))
+    with pytest.raises(InputError, match=r"result_extension.*32767.*ask for .nrrd"):
+        labelmap_parts(wide, AFFINE, kind)
+    assert labelmap_parts(wide[1:], AFFINE, kind)
+    assert labelmap_parts(wide, AFFINE, ".nrrd")
+
+
 def test_an_empty_label_map_is_sent_whole(tmp_path):
     file, facts = make_reply(empty_labelmap(SHAPE), IMAGE, {"result_extension": ".nrrd"}, slices=[4])
     assert facts == {"empty": True}
