@@ -282,7 +282,7 @@ def _plan(image: Image, clicks: Clicks, history: VolumeHistory | None, base: Has
         return _Plan(seeds=seeds, known=None, own=frozenset(seeds), prompted=frozenset(seeds))
     known, k = before
     held = known.volume.steps.get(k)
-    if k not in known.own and held is not None and held.area:
+    if (k not in known.own or k not in seeds) and held is not None and held.area:
         shown = mask_logits(held.mask_on((slice(0, image.shape[1]), slice(0, image.shape[0]))))
         fresh = {k: replace(clicks.on_slice(k), mask_logits=shown)}
         return _Plan(seeds=fresh, known=known, own=known.own, prompted=known.prompted | {k})

@@ -24,7 +24,7 @@ class Step:
     Args:
         k: Slice index.
         window: The part of the slice that ``mask`` and ``logits`` cover; empty where there is no object.
-        mask: (h, w) bool.
+        mask: (h, w) bool, no view of a whole slice, which would stay in memory with it.
         logits: (h, w) float16, within `CLIPPED`; may be positive beyond the mask.
         iou: Predicted IoU, 0 to 1.
     """
@@ -72,7 +72,7 @@ def decoded_step(k: int, found: Candidates) -> Step:
     return Step(
         k=k,
         window=window,
-        mask=mask[window],
+        mask=mask[window].copy(),
         logits=clipped(logits[window]),
         iou=float(found.iou[found.best]),
     )
@@ -81,7 +81,8 @@ def decoded_step(k: int, found: Candidates) -> Step:
 def mask_step(k: int, mask: BoolArray, *, iou: float) -> Step:
     """An (H, W) bool mask of slice ``k`` as a step, as sure everywhere."""
     window = window_around(tight_box(mask), 2.0, mask.shape)
-    return Step(k=k, window=window, mask=mask[window], logits=clipped(mask_logits(mask[window])), iou=iou)
+    held = mask[window].copy()
+    return Step(k=k, window=window, mask=held, logits=clipped(mask_logits(held)), iou=iou)
 
 
 def mask_logits(mask: BoolArray, value: float = 6.0) -> FloatArray:

@@ -13,6 +13,9 @@ from sam_infer.prompts.request import Clicks
 from sam_infer.propagate import Volume
 from sam_infer.types import BoolArray, Crop
 
+#: Bytes that an answer takes up beside its slices, at most: so many empty ones have an end, too.
+ENTRY = 32 << 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -30,6 +33,11 @@ class Answer:
     prompted: frozenset[int]
     crop: Crop | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes, with that of the key it is found by."""
+        return ENTRY + self.volume.nbytes
+
 
 class VolumeHistory:
     """Keeps answers in memory, nothing per user: one is found by the prompts that led to it.
@@ -39,7 +47,7 @@ class VolumeHistory:
     """
 
     def __init__(self, *, limit: int = 128 << 20) -> None:
-        self._answers: ByteLru[Answer] = ByteLru(limit=limit, size_of=lambda answer: answer.volume.nbytes)
+        self._answers: ByteLru[Answer] = ByteLru(limit=limit, size_of=lambda answer: answer.nbytes)
 
     def get(self, base: Hashable, clicks: Clicks) -> Answer | None:
         """The answer to these very prompts."""

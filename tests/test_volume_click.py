@@ -13,11 +13,11 @@ from sam_infer.intensity import Window
 from sam_infer.library import ImageLibrary
 from sam_infer.prompts.request import parse_clicks
 from sam_infer.propagate import propagate
-from sam_infer.step import mask_step
+from sam_infer.step import decoded_step, mask_step
 from sam_infer.stoprule import StopRule
 from sam_infer.tasks.click import ClickInfer
 from sam_infer.types import Candidates, Prompts
-from sam_infer.volumehistory import VolumeHistory
+from sam_infer.volumehistory import ENTRY, VolumeHistory
 from sam_infer.volumes import Image
 from tests.conftest import ball
 from tests.fakes import RememberingEngine, ThresholdEngine
@@ -170,6 +170,18 @@ def test_a_gap_is_blended_by_distance_where_the_walks_differ():
     assert [areas[k] for k in range(10, 13)] == [400] * 3
 
 
+def test_a_step_keeps_nothing_of_its_slice_but_its_window():
+    mask = np.zeros((400, 300), bool)
+    mask[5:9, 5:9] = True
+    logits = np.where(mask, np.float32(5), np.float32(-5))[None]
+    found = Candidates(logits=logits, iou=np.ones(1, np.float32))
+    for step in (mask_step(0, mask, iou=1.0), decoded_step(0, found)):
+        assert step.area == 16
+        assert step.mask.base is None
+        assert step.logits.base is None
+        assert step.nbytes < 300
+
+
 class TestFurtherClicks:
     """Requests that continue one another."""
 
@@ -220,6 +232,30 @@ class TestFurtherClicks:
         undone = ask(image, clicks, encoder=encoder, history=history)
         np.testing.assert_array_equal(undone.labelmap, leaked.labelmap)
         assert undone.decoded == 0
+
+    def test_a_background_click_counts_on_a_slice_that_a_roi_prompted_before_a_point_elsewhere(self):
+        mask = EGG | ball(SHAPE, (50, 40, 20), 5)
+        encoder, history = SliceEncoder(engine=ThresholdEngine()), VolumeHistory()
+        image = make_image(mask, "two")
+        request = {"roi": [0, 59, 0, 49, 12, 28]}
+        first = ask(image, request, encoder=encoder, history=history)
+        assert first.slices == [20]
+        assert first.labelmap[50, 40, 20]
+        request["foreground"] = [[28, 24, 25]]
+        ask(image, request, encoder=encoder, history=history)
+        found = ask(image, {**request, "background": [[50, 40, 20]]}, encoder=encoder, history=history)
+        assert not found.labelmap[50, 40, 20]
+        assert found.labelmap[28, 24, 20]
+        assert found.slices == [20, 25]
+
+    def test_answers_that_are_empty_are_forgotten_too(self):
+        encoder, history = SliceEncoder(engine=ThresholdEngine()), VolumeHistory(limit=4 * ENTRY)
+        image = make_image()
+        for n in range(5):
+            found = ask(image, {"foreground": [[n, 3, 1]]}, encoder=encoder, history=history)
+            assert not found.labelmap.any()
+        assert not ask(image, {"foreground": [[4, 3, 1]]}, encoder=encoder, history=history).decoded
+        assert ask(image, {"foreground": [[0, 3, 1]]}, encoder=encoder, history=history).decoded
 
     def test_another_window_or_axis_is_another_history(self):
         encoder, history = SliceEncoder(engine=ThresholdEngine()), VolumeHistory()
