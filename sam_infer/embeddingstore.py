@@ -127,7 +127,8 @@ class EmbeddingStore:
         """The entry under a key from `content_key`, its tensors on the CPU; None where there is none."""
         path = self._path(key)
         try:
-            os.utime(path)
+            with suppress(OSError):  # others may have made it, and what is missing shows when it is read
+                os.utime(path)
             return _read(path)
         except FileNotFoundError:
             return None
@@ -136,7 +137,8 @@ class EmbeddingStore:
             return None
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             logger.warning("Embedding %s is damaged (%s); it is dropped and made again", path.name, error)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
 
     def put(self, key: str, packed: Packed) -> bool:

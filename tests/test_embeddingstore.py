@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -131,6 +132,22 @@ def test_a_damaged_entry_is_dropped_aloud_and_made_again(store, volume, how, cap
     assert not path.exists()
     assert store.put(key(1), entry())
     assert store.get(key(1)) is not None
+
+
+def refuse(*_, **__):
+    raise PermissionError("not yours")
+
+
+def test_an_entry_that_others_own_is_read_and_a_damaged_one_costs_no_click(store, monkeypatch, caplog):
+    store.put(key(1), entry())
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.get(key(1)) is not None
+    assert store.get(key(2)) is None
+    monkeypatch.setattr(Path, "unlink", refuse)
+    files(store)[0].write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING):
+        assert store.get(key(1)) is None
+    assert "damaged" in caplog.text
 
 
 def test_the_least_recently_used_go_first_and_the_limit_holds(tmp_path):
