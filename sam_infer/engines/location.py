@@ -50,18 +50,29 @@ def find(entry: Entry, given: Path | None = None) -> Path:
     if not path.is_file():
         if entry.packaged:
             remedy = "it comes with the package; install samloop again"
+        elif path == given:
+            remedy = (
+                "name a checkpoint file or a folder of them that is there, or leave it out and run "
+                f"{_command(entry, cache_folder())}, or {by_hand(entry, cache_folder())}"
+            )
         else:
-            remedy = f"run `samloop weights fetch {entry.name}`, or {by_hand(entry, cache_folder())}"
+            remedy = f"run {_command(entry, path.parent)}, or {by_hand(entry, path.parent)}"
         raise InputError("weights", str(path), f"{entry.name} needs this file, which is not there; {remedy}")
     size = path.stat().st_size
     if path != given and entry.size not in (None, size):
         raise InputError(
             "weights",
             str(path),
-            f"has {size} bytes instead of {entry.size}; run `samloop weights fetch {entry.name}`, or name "
+            f"has {size} bytes instead of {entry.size}; run {_command(entry, path.parent)}, or name "
             "the file itself with --weights if it is one of your own",
         )
     return path
+
+
+def _command(entry: Entry, folder: Path) -> str:
+    """The command that fetches a checkpoint into a folder."""
+    option = "" if folder == cache_folder() else f" --folder {folder}"
+    return f"`samloop weights fetch {entry.name}{option}`"
 
 
 def by_hand(entry: Entry, folder: Path) -> str:
