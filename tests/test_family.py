@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from skimage.transform import resize
 
+from sam_infer.engines import sam as sam_engine
+from sam_infer.engines import sam2 as sam2_engine
 from sam_infer.engines.catalog import CATALOG, PACKAGED
 from sam_infer.engines.framing import MEDSAM, SAM, SAM_MED2D
 from sam_infer.engines.location import VARIABLE, cache_folder, find, place
 from sam_infer.engines.registry import NAMES, create_engine
 from sam_infer.engines.sam import SamEngine
+from sam_infer.engines.sam2 import Sam2Engine
 from sam_infer.errors import InputError
 from sam_infer.types import Prompts
 from tests.sam_states import made, picture, table
@@ -113,6 +116,31 @@ def test_framings_have_fingerprints_of_their_own(sam):
     assert len(prints) == 3
 
 
+def test_a_fingerprint_is_that_of_the_weights_that_were_loaded(tmp_path, monkeypatch):
+    """Also where the file is replaced before anyone asks: embeddings on disk are kept under it."""
+    monkeypatch.setattr(sam_engine, "load_network", lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr(sam2_engine, "load_sam2", lambda *_: torch.nn.Identity())
+    for make in (SamEngine, Sam2Engine):
+        weights = tmp_path / f"{make.__name__}.pt"
+        weights.write_bytes(b"old")
+        old = make(weights=weights).fingerprint
+        loaded = make(weights=weights)
+        assert loaded.model is not None
+        weights.write_bytes(b"new")
+        assert loaded.fingerprint == old != make(weights=weights).fingerprint
+
+
+@pytest.mark.parametrize("size", [(1, 600), (600, 1)])
+@pytest.mark.parametrize("framing", [SAM, MEDSAM, SAM_MED2D])
+def test_a_slice_too_thin_for_the_input_is_one_pixel_of_it(sam, framing, size):
+    engine = SamEngine(model=sam, framing=framing)
+    point = Prompts(points=np.zeros((1, 2), np.float32), point_labels=np.array([1]))
+    found = engine.decode(
+        engine.encode(np.zeros(size, np.float32)), [point, Prompts(mask_logits=np.ones(size))]
+    )
+    assert all(one.logits.shape[1:] == size and np.isfinite(one.logits).all() for one in found)
+
+
 def test_names_are_the_catalogues():
     assert tuple(CATALOG) == NAMES and NAMES[0] == "bundled"
     with pytest.raises(InputError, match="choose one of bundled, sam_vit_b"):
@@ -156,11 +184,25 @@ def test_weights_are_found_where_they_are_given_then_in_the_cache(tmp_path, monk
     assert find(entry, tmp_path / "given") == tmp_path / "given" / entry.file
     (tmp_path / "tuned.pth").write_bytes(b"x")
     assert find(entry, tmp_path / "tuned.pth") == tmp_path / "tuned.pth"
-    with pytest.raises(InputError, match="nowhere"):
+    with pytest.raises(InputError, match=r"nowhere.*leave it out and run .*weights fetch medico_sam`"):
         find(entry, tmp_path / "nowhere")
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "samloop" / "weights"
+
+
+def test_what_is_missing_in_a_given_folder_is_told_to_go_there(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    given = tmp_path / "given"
+    given.mkdir()
+    entry = CATALOG["sam_vit_b"]
+    with pytest.raises(InputError) as told:
+        find(entry, given)
+    assert f"samloop weights fetch sam_vit_b --folder {given}`" in str(told.value)
+    assert f"put it into {given} as {entry.file}" in str(told.value)
+    (given / entry.file).write_bytes(b"half")
+    with pytest.raises(InputError, match=f"has 4 bytes.*weights fetch sam_vit_b --folder {given}`"):
+        find(entry, given)
 
 
 def test_a_part_of_a_file_in_the_cache_is_never_used(tmp_path, monkeypatch):

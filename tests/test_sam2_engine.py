@@ -135,6 +135,7 @@ def test_it_is_an_engine_with_a_fingerprint_of_weights_and_size(engine, network)
     assert Sam2Engine(model=random_sam2()).fingerprint == engine.fingerprint
     assert Sam2Engine(model=random_sam2(seed=1)).fingerprint != engine.fingerprint
     assert Sam2Engine(model=network, name="medsam2").fingerprint != engine.fingerprint
+    assert Sam2Engine(model=network, device="cuda").fingerprint != engine.fingerprint, "bfloat16 features"
 
 
 def test_nothing_global_is_changed(engine):

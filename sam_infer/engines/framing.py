@@ -46,7 +46,7 @@ class Framing:
     enlarge: Literal["logits", "probabilities"] = "logits"
 
     def scaled(self, size: tuple[int, int], side: int) -> tuple[int, int]:
-        """(height, width) that a slice takes up in the input.
+        """(height, width) that a slice takes up in the input, one pixel at least.
 
         Args:
             size: (H, W) of the slice in pixels.
@@ -57,7 +57,7 @@ class Framing:
         from segment_anything.utils.transforms import ResizeLongestSide
 
         height, width = ResizeLongestSide.get_preprocess_shape(size[0], size[1], side)
-        return height, width
+        return max(1, height), max(1, width)
 
     def image(self, image: FloatArray, model: Any, device: torch.device) -> Tensor:
         """The network's input.

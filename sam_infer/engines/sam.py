@@ -86,9 +86,13 @@ class SamEngine:
     def _weights_digest(self) -> str:
         """SHA-256 of the framing and of the checkpoint file, or of the given model's parameters."""
         with self._loading:
-            if self._digest is None:
-                self._digest = digest_of(f"sam/v2/{self._framing}", self._weights, self._model)
-            return self._digest
+            return self._identified()
+
+    def _identified(self) -> str:
+        """`_weights_digest`; whoever asks holds the lock of loading."""
+        if self._digest is None:
+            self._digest = digest_of(f"sam/v2/{self._framing}", self._weights, self._model)
+        return self._digest
 
     @property
     def model(self) -> Any:
@@ -97,6 +101,7 @@ class SamEngine:
             if self._model is None:
                 assert self._weights is not None
                 self._model = load_network(self._weights, architecture=self._architecture)
+                self._identified()  # now: the file may be replaced later, and clicks do not wait for it
             if not getattr(self, "_ready", False):
                 self._model.to(self._device).eval()
                 self._ready = True

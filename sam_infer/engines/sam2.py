@@ -72,11 +72,19 @@ class Sam2Engine:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the checkpoint file, or of the given model's parameters, and of the variant's name."""
+        """SHA-256 of the checkpoint file, or of the given model's parameters, and of the variant's name.
+
+        Marked on CUDA, where encoding in bfloat16 gives other features.
+        """
         with self._loading:
-            if self._fingerprint is None:
-                self._fingerprint = digest_of(f"sam2/{self._name}/v1", self._weights, self._model)
-            return self._fingerprint
+            return self._identified()
+
+    def _identified(self) -> str:
+        """The fingerprint; whoever asks holds the lock of loading."""
+        if self._fingerprint is None:
+            digest = digest_of(f"sam2/{self._name}/v1", self._weights, self._model)
+            self._fingerprint = f"{digest}-bf16" if self._device.type == "cuda" else digest
+        return self._fingerprint
 
     @property
     def model(self) -> Any:
@@ -85,6 +93,7 @@ class Sam2Engine:
             if self._model is None:
                 assert self._weights is not None
                 self._model = load_sam2(self._name, self._weights)
+                self._identified()  # now: the file may be replaced later, and clicks do not wait for it
             if not self._ready:
                 self._model.to(self._device).eval()
                 self._ready = True
