@@ -68,7 +68,13 @@ def segment_scribbles(
     elif through and image.shape[2] > 1:
         clicks = strokes.clicks(spread(slices, SEEDS))
         found = click_volume(
-            image, clicks, encoder=encoder, window=window, mark=mark, decode_seed=strokes.decode
+            image,
+            clicks,
+            encoder=encoder,
+            window=window,
+            mark=mark,
+            zoom=strokes.zoom,
+            decode_seed=strokes.decode,
         )
     else:
         found = strokes.on_slices(slices, mark)
@@ -83,6 +89,11 @@ class _Strokes:
     encoder: SliceEncoder
     image: Image
     window: Window
+
+    @property
+    def zoom(self) -> bool | None:
+        """A new object's slices are looked at whole, corrections as clicks are; see `SliceEncoder`."""
+        return False if self.scribbles.existing is None else None
 
     def asked(self, k: int) -> tuple[BoolArray, BoolArray]:
         """(H, W) foreground and background strokes of a slice that ask for something."""
@@ -117,19 +128,21 @@ class _Strokes:
         """Decode a painted slice, and hold its painted pixels."""
         foreground, background = self.asked(k)
         if self.scribbles.existing is not None:
-            found = self.encoder.decode_history(self.image, k, self.window, prompts)
+            found = self.encoder.decode_history(self.image, k, self.window, prompts, zoom=self.zoom)
             logits = found.logits[found.best]
         else:
             if foreground.any():
                 prompts = replace(prompts, box=None)
-            found = self.encoder.decode(self.image, k, self.window, [prompts])[0]
+            found = self.encoder.decode(self.image, k, self.window, [prompts], zoom=self.zoom)[0]
             logits = found.logits[found.best]
             if foreground.any() and background.any():
                 values = self.encoder.slice_values(self.image, k, self.window)
                 logits = ENGINE_SHARE * logits.clip(-STRENGTH, STRENGTH)
                 logits += walker_logits(values, foreground, background).clip(-STRENGTH, STRENGTH)
         logits = np.where(foreground, _SURE, np.where(background, -_SURE, logits))
-        return Candidates(logits=logits[None].astype(np.float32), iou=found.iou[[found.best]])
+        return Candidates(
+            logits=logits[None].astype(np.float32), iou=found.iou[[found.best]], crop=found.crop
+        )
 
     def on_slices(self, slices: list[int], mark: Callable[[str], None]) -> Segmented:
         """Every asked slice by itself."""
@@ -148,8 +161,9 @@ class _Strokes:
         for k in slices:
             points = clicks.on_slice(k)
             mask = None if existing is None else mask_logits(np.ascontiguousarray(existing[:, :, k].T))
-            cached &= self.encoder.embedding(self.image, k, self.window)[1]
-            found = self.decode(k, replace(points, box=region.box if region else None, mask_logits=mask))
+            prompts = replace(points, box=region.box if region else None, mask_logits=mask)
+            cached &= self.encoder.prepare(self.image, k, self.window, prompts, zoom=self.zoom)
+            found = self.decode(k, prompts)
             put_slice(labelmap, k, found.mask())
             scores.append(float(found.iou[0]))
         mark("decode")

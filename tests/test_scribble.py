@@ -17,7 +17,7 @@ from sam_infer.scribble import SEEDS
 from sam_infer.tasks.scribble import ScribbleInfer
 from sam_infer.walker import walker_logits
 from tests.conftest import ball
-from tests.fakes import ThresholdEngine
+from tests.fakes import CoarseEngine, ThresholdEngine
 from tests.test_server import infer, parts
 
 SHAPE = (60, 50, 30)
@@ -141,6 +141,29 @@ def test_points_along_one_slices_strokes_are_decoded_together(paint, engine):
     assert len(engine.decoded) == 1
     assert len(engine.decoded[0].positive) > 3
     assert len(engine.decoded[0].negative) > 3
+
+
+class Watched(CoarseEngine):
+    """Notes the shape of all that it decodes from."""
+
+    def __init__(self, **kwargs):
+        super().__init__(16, **kwargs)
+        self.looked = set()
+
+    def decode(self, embedding, prompts):
+        self.looked.add(tuple(embedding.image_size))
+        return super().decode(embedding, prompts)
+
+
+@pytest.mark.parametrize("extent", ["volume", "slices"])
+@pytest.mark.parametrize("engine", [Watched(cheap=True), Watched(cheap=False)])
+@pytest.mark.parametrize("so_far", [[], [(1, (slice(14, 21), slice(12, 18), 14))]])
+def test_nothing_is_encoded_that_is_not_looked_at(paint, engine, extent, so_far):
+    engine.shapes.clear()
+    engine.looked.clear()
+    roi = [] if so_far else [18, 22, 13, 17, 14, 14]
+    paint([*so_far, (FORE, (slice(19, 23), 15, 14))], roi=roi, extent=extent)
+    assert set(engine.shapes) == engine.looked
 
 
 def test_a_stroke_across_all_slices_prompts_few_of_them(paint):
