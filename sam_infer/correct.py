@@ -128,8 +128,11 @@ class _Carrier:
                 return
             before = self._now(n)
             expected = np.where(changed, last.mask_on((slice(0, size[0]), slice(0, size[1]))), before)
+            if not (expected ^ before).any():
+                self.stops[n] = "unchanged"
+                return
             shown = mask_step(n, expected, iou=last.iou)
-            if not expected.any() or not (expected ^ before).any():
+            if not expected.any():
                 self.steps[n] = shown
                 self.stops[n] = "vanished"
                 return

@@ -74,6 +74,17 @@ def test_a_change_is_carried_as_deep_as_it_is_wide():
         assert set(found.stops.values()) == {"deep enough"}
 
 
+def test_a_change_that_the_neighbours_have_already_is_carried_nowhere():
+    larger = logits(OBJECT, (15, 5, 25, 15)) > 0
+    existing = np.repeat(larger.T[:, :, None], 9, axis=2)
+    existing[15:, :, 4] = False
+    found = correct_volume(
+        existing, {4: mask_step(4, larger, iou=0.9)}, decode=agree, clicks=lambda _: Prompts()
+    )
+    assert found.stops == {3: "unchanged", 5: "unchanged"}
+    assert found.walked == [4]
+
+
 def test_a_correction_stays_within_its_bounds():
     existing = np.zeros((40, 40, 30), bool)
     existing[5:15, 5:15] = True
