@@ -82,8 +82,10 @@ class EncodeAhead:
             if self._closed:
                 return
             case = self._case
-            if case is None or case.path != path or window not in (None, case.window):
+            if case is None or case.path != path:
                 self._case = _Case(path=path, window=window, k=k)
+            elif window not in (None, case.window):
+                self._case = _Case(path=path, window=window, k=case.k if k is None else k)
             elif k is not None:
                 case.k = k
             if self._thread is None:

@@ -101,6 +101,18 @@ def test_it_follows_the_reader_to_another_slice(make, case):
     assert engine.slices == [0, 6, 5, 4, 3, 2, 1]
 
 
+def test_another_window_leaves_the_reader_where_they_are(make, case):
+    engine = Noted()
+    ahead, _ = make(engine)
+    path = case("a")
+    ahead.open(path, window=Window(level=1, width=50), k=6)
+    until(lambda: ahead.progress(path) == {"done": COUNT, "of": COUNT})
+    engine.slices.clear()
+    ahead.open(path, window=WINDOW)
+    until(lambda: ahead.progress(path) == {"done": COUNT, "of": COUNT})
+    assert engine.slices == [6, 5, 4, 3, 2, 1, 0]
+
+
 def test_no_slice_is_begun_while_a_request_is_served_or_shortly_after(make, case):
     engine = Noted()
     ahead, _ = make(engine, quiet=0.2)

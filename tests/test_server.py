@@ -351,6 +351,18 @@ def test_slices_of_a_case_in_use_are_encoded_ahead_and_inside_the_studies_folder
     assert sorted((studies / ".samloop" / "embeddings").rglob("*.safetensors")) == kept
 
 
+def test_a_slice_along_another_axis_is_not_where_slices_are_encoded_ahead(served, monkeypatch):
+    from monailabel.interfaces.utils.app import app_instance
+
+    client, _, _ = served
+    opened = []
+    monkeypatch.setattr(app_instance().ahead, "open", lambda *_, k, **__: opened.append(k))
+    for axis in (2, 0):
+        sent = dict(model="sam_click_3d", foreground=[[8, 7, 3]], axis=axis, **WINDOW)
+        assert infer(client, **sent).status_code == 200
+    assert opened == [3, None]
+
+
 def test_a_case_is_opened_when_it_is_given_out(served, monkeypatch):
     from monailabel.interfaces.utils.app import app_instance
 

@@ -195,7 +195,8 @@ class SamloopApp(MONAILabelApp):
         with self.ahead.request():
             file, params = task.answer(request)
         if self.project.encode_ahead and self._server_mode and not transient:
-            self.ahead.open(request["image"], window=Window(**params["window"]), k=params.get("slice"))
+            k = params.get("slice") if params.get("axis", 2) == 2 else None
+            self.ahead.open(request["image"], window=Window(**params["window"]), k=k)
             params["embedding_progress"] = self.ahead.progress(request["image"])
         label = None
         if file is not None and save:
