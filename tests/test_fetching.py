@@ -232,7 +232,7 @@ def test_a_file_without_an_end_is_cut(server, entry, get, tmp_path, monkeypatch)
     monkeypatch.setattr(fetching, "LARGEST", 1_000_000)
     server.length = False
     with pytest.raises(InputError, match="gives more than 1000000 bytes"):
-        get(dataclasses.replace(entry, size=None, sha256=None))
+        get(dataclasses.replace(entry, size=None))
     assert left(tmp_path) == []
 
 
@@ -262,6 +262,21 @@ def test_a_file_whose_hash_nobody_knows_is_recorded_and_checked_ever_after(entry
     assert get(unknown).read_bytes() == CONTENT, "a damaged file is fetched again"
     record_of(path).unlink()
     assert check(unknown, path).good is None
+
+
+def test_what_nobody_could_tell_from_a_part_is_refused(server, entry, get, tmp_path):
+    unknown = dataclasses.replace(entry, sha256=None, size=None)
+    server.length, server.stops = False, [1_200_000]
+    with pytest.raises(InputError, match="does not tell the file's size"):
+        get(unknown)
+    assert left(tmp_path) == []
+
+
+def test_an_empty_answer_is_no_file(server, entry, get, tmp_path):
+    server.statuses = [200]
+    with pytest.raises(InputError, match="gives an empty file"):
+        get(dataclasses.replace(entry, sha256=None, size=None))
+    assert left(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_written_is_told(entry, tmp_path):

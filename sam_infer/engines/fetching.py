@@ -197,6 +197,9 @@ def _request(part: _Part, address: str, entry: Entry, report: Report) -> None:
         if reply.headers.get("Content-Type", "").startswith("text/html"):
             raise _RefusedError("it answers with a web page")
         given = _origin(reply, address, entry)
+        told = given.total is not None or reply.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        if not told and entry.sha256 is None:
+            raise _RefusedError("it does not tell the file's size, and a part would look like the whole")
         if reply.status_code == 206:
             first = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
             if origin is None or not given.continues(origin) or first is None or int(first[1]) != have:
@@ -212,6 +215,9 @@ def _request(part: _Part, address: str, entry: Entry, report: Report) -> None:
         except _RefusedError:
             part.discard()
             raise
+    if not part.size:
+        part.discard()
+        raise _RefusedError("it gives an empty file")
     if given.total is not None and part.size < given.total:
         raise _BrokenError(f"broke off after {part.size} of {given.total} bytes")
 
