@@ -179,6 +179,13 @@ def parse_points(name: str, points: object, shape: Sequence[int]) -> NDArray[np.
     return rounded.astype(np.int64)
 
 
+def union_box(boxes: Sequence[Box]) -> Box:
+    """The smallest (x0, y0, x1, y1) around one or more boxes."""
+    table = np.array(boxes)
+    (x0, y0), (x1, y1) = table[:, :2].min(0).tolist(), table[:, 2:].max(0).tolist()
+    return (x0, y0, x1, y1)
+
+
 def tight_box(mask: NDArray[np.bool_]) -> Box | None:
     """The smallest (x0, y0, x1, y1) around an (H, W) mask, outermost pixels included; None when empty."""
     rows = np.flatnonzero(mask.any(axis=1))

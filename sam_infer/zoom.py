@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from sam_infer.engines.base import Encoding
-from sam_infer.geometry import tight_box
+from sam_infer.geometry import tight_box, union_box
 from sam_infer.types import BoolArray, Box, Candidates, Crop, FloatArray, Prompts
 
 #: Times that a crop is enlarged at most: more pixels of the same blur tell nothing.
@@ -46,22 +46,16 @@ def choose_crop(prompts: Sequence[Prompts], size: tuple[int, int], encoding: Enc
     shown = [box for prompt in prompts for box in _shown(prompt)]
     if not shown:
         return None
-    crop = _around(_union(shown), size, encoding)
+    crop = _around(union_box(shown), size, encoding)
     clicks = np.concatenate([prompt.positive for prompt in prompts])
     if crop is not None and not holds(crop, clicks):
-        crop = _around(_union([*shown, *((x, y, x, y) for x, y in clicks.tolist())]), size, encoding)
+        crop = _around(union_box([*shown, *((x, y, x, y) for x, y in clicks.tolist())]), size, encoding)
     return crop
 
 
 def _shown(prompt: Prompts) -> list[Box]:
     mask = None if prompt.mask_logits is None else tight_box(prompt.mask_logits > 0)
     return [box for box in (prompt.box, mask) if box is not None]
-
-
-def _union(boxes: Sequence[Box]) -> Box:
-    table = np.array(boxes)
-    (x0, y0), (x1, y1) = table[:, :2].min(0).tolist(), table[:, 2:].max(0).tolist()
-    return (x0, y0, x1, y1)
 
 
 def _around(box: Box, size: tuple[int, int], encoding: Encoding) -> Crop | None:

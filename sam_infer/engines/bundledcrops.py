@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_infer.engines.base import Embedding
-from sam_infer.geometry import tight_box
+from sam_infer.geometry import tight_box, union_box
 from sam_infer.networks.cropwindow import Window, box_window, crop_grid, sample_image, to_crop, window_matrix
 from sam_infer.networks.promptchannels import SIZE, CropBatch
 from sam_infer.types import Box, FloatArray, Prompts
@@ -34,9 +34,9 @@ def prompt_windows(prompt: Prompts, size: tuple[int, int]) -> list[Window]:
     windows = []
     points = [(float(x), float(y), float(x), float(y)) for x, y in prompt.positive]
     if boxes:
-        windows.append(box_window(_union(boxes + points)))
+        windows.append(box_window(union_box(boxes + points)))
     if prompt.box is None and points:
-        windows += _click_windows(_union(points), size)
+        windows += _click_windows(union_box(points), size)
     return windows or [_click_windows((0.0, 0.0, size[1] - 1.0, size[0] - 1.0), size)[0]]
 
 
@@ -49,13 +49,6 @@ def closer_prompt(prompt: Prompts, logits: FloatArray) -> Prompts | None:
     """
     box = tight_box(logits > 0)
     return None if box is None else replace(prompt, box=box, mask_logits=logits)
-
-
-def _union(boxes: list[Box]) -> Box:
-    table = np.array(boxes)
-    x0, y0 = table[:, :2].min(0)
-    x1, y1 = table[:, 2:].max(0)
-    return float(x0), float(y0), float(x1), float(y1)
 
 
 def _click_windows(clicks: Box, size: tuple[int, int]) -> list[Window]:
