@@ -28,12 +28,21 @@ def atomic_writer(target: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files, older than an hour, that killed writers left in a folder."""
-    for file in folder.glob(".*.tmp"):
+def sweep(folder: Path, *, folders: bool = False) -> None:
+    """Remove the temporary files, older than an hour, that killed writers left in a folder.
+
+    Args:
+        folder: Where to look.
+        folders: Remove temporary folders instead of files.
+    """
+    for left in folder.glob(".*.tmp"):
         with suppress(FileNotFoundError):
-            if file.stat().st_mtime < time.time() - 3600:
-                file.unlink()
+            if left.stat().st_mtime >= time.time() - 3600 or left.is_dir() != folders:
+                continue
+            if folders:
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
 
 
 def write_atomic(target: Path, content: bytes) -> None:

@@ -1,5 +1,8 @@
 """Runtimes of the image encoder: what they compute, what they need, what they keep."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +139,23 @@ def test_graphs_are_built_once_for_their_weights(name, sam, image, reference, gr
     torch.testing.assert_close(found.features["image"], reference, atol=1e-4, rtol=1e-4)
     SamEngine(model=small_sam(), runtime=name).encode(image)
     assert len(list(graph_store.iterdir())) == 2
+
+
+def test_a_graph_is_for_all_who_share_the_folder_and_killed_exports_are_swept(
+    sam, image, graph_store, monkeypatch
+):
+    graph_store.mkdir()
+    for name, age in (("old", 7200), ("new", 0)):
+        folder = graph_store / f".onnx-{name}.x.tmp"
+        folder.mkdir()
+        (folder / "encoder.onnx").write_bytes(b"half")
+        os.utime(folder, (time.time() - age,) * 2)
+    monkeypatch.setattr(graphs, "_export_onnx", lambda encoder, example, folder: None)
+    target = graphs._stored("onnx", "onnxruntime", None, 16, "digest", graphs._export_onnx)
+    assert sorted(path.name for path in graph_store.iterdir()) == [".onnx-new.x.tmp", target.name]
+    plain = graph_store / "plain"
+    plain.mkdir()
+    assert target.stat().st_mode == plain.stat().st_mode
 
 
 def test_a_failed_export_leaves_nothing(sam, image, graph_store, monkeypatch):

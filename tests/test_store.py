@@ -219,10 +219,14 @@ def test_leftovers_of_killed_writers_are_swept(folder, store):
     old, young = folder / "labels" / "final" / ".a.nii.gz.1.2.tmp", folder / ".b.nii.gz.1.2.tmp"
     for file in (old, young):
         file.write_bytes(b"half")
-    os.utime(old, (1, 1))
+    own = folder / ".scanner.tmp"
+    (own / "kept").mkdir(parents=True)
+    for path in (old, own):
+        os.utime(path, (1, 1))
     SafeDatastore(str(folder), labels=LABELS, auto_reload=False)
     assert not old.exists()
     assert young.exists()
+    assert (own / "kept").is_dir(), "no writer makes folders here"
 
 
 def test_what_is_not_there_is_not_found(store, label):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sam_infer.engines.location import cache_folder
-from sam_infer.files import sync
+from sam_infer.files import sweep, sync
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +68,18 @@ def _stored(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.warning("Exporting the encoder to %s, once for these weights; this takes a minute or more", target)
+    sweep(target.parent, folders=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    graph = temporary / "graph"  # unlike the folder around it, for others to read, too
+    graph.mkdir()
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the shapes that a trace fixes are meant to be fixed
-            export(encoder, torch.zeros(1, 3, side, side), temporary)
-        for file in temporary.iterdir():
+            export(encoder, torch.zeros(1, 3, side, side), graph)
+        for file in graph.iterdir():
             sync(file)
         try:
-            temporary.rename(target)
+            graph.rename(target)
         except OSError:
             if not target.is_dir():  # else another process was faster
                 raise
