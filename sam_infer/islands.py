@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam_infer.errors import InputError
+from sam_infer.prompts.request import parse_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +52,9 @@ def parse_islands(request: Mapping[str, Any]) -> IslandRule:
         InputError: When either is something else.
     """
     return IslandRule(
-        keep_largest=_flag("keep_largest", request.get("keep_largest")),
+        keep_largest=parse_flag("keep_largest", request.get("keep_largest")),
         min_voxels=_whole("min_island_voxels", request.get("min_island_voxels")),
     )
-
-
-def _flag(name: str, value: object) -> bool:
-    known = {"": False, "none": False, "false": False, "true": True}
-    if isinstance(value, bool | str | None) and str(value).lower() in known:
-        return known[str(value).lower()]
-    raise InputError(name, value, "send true or false")
 
 
 def _whole(name: str, value: object) -> int:

@@ -84,7 +84,7 @@ def test_the_region_lies_where_the_mask_lies(tmp_path, kind):
 def test_with_a_mask_sent_along_only_what_changed_is_told(tmp_path):
     bite = ball(SHAPE, (30, 12, 9), 2.5) & BALL
     file, facts = make_reply(
-        labelmap(BALL & ~bite), IMAGE, {"result_region": "true", "result_extension": "nrrd"}, existing=BALL
+        labelmap(BALL & ~bite), IMAGE, {"result_region": "True", "result_extension": "nrrd"}, existing=BALL
     )
     region = Region(low=tuple(facts["region"]["low"]), high=tuple(facts["region"]["high"]))
     assert region == filled_region(bite, range(SHAPE[2]))

@@ -58,6 +58,14 @@ def parse_slice(value: object, shape: tuple[int, int, int], axis: int = 2) -> in
     return int(number)
 
 
+def parse_flag(name: str, value: object) -> bool:
+    """A parameter that is true or false; None and "" mean false."""
+    known = {"": False, "none": False, "false": False, "true": True}
+    if isinstance(value, bool | str | None) and str(value).lower() in known:
+        return known[str(value).lower()]
+    raise InputError(name, value, "send true or false")
+
+
 def parse_zoom(value: object) -> bool | None:
     """``zoom``: true, false, or "auto" (also None and ""), which is None."""
     known: dict[object, bool | None] = {"auto": None, "": None, "true": True, "false": False}

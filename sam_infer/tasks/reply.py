@@ -13,8 +13,8 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from numpy.typing import NDArray
 
-from sam_infer.errors import InputError
 from sam_infer.geometry import Region, filled_region
+from sam_infer.prompts.request import parse_flag
 from sam_infer.types import BoolArray
 from sam_infer.volumes import Image, labelmap_parts
 
@@ -89,7 +89,7 @@ def make_reply(
     filled = filled_region(labelmap, slices)
     facts: dict[str, Any] = {"empty": filled is None}
     affine = image.affine
-    if _flag(request, "result_region"):
+    if parse_flag("result_region", request.get("result_region")):
         if existing is not None:
             filled = filled_region(labelmap, slices, other=existing)
         facts["region"] = None
@@ -102,10 +102,3 @@ def make_reply(
         labelmap, affine, kind, compress=compress, slices=range(0) if filled is None else filled.slices
     )
     return LabelmapFile(kind=kind, parts=tuple(parts)), facts
-
-
-def _flag(request: Mapping[str, Any], name: str) -> bool:
-    value = request.get(name)
-    if value not in (None, "", True, False, "true", "false"):
-        raise InputError(name, value, "send true or false")
-    return value in (True, "true")
