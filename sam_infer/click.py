@@ -17,7 +17,7 @@ from sam_infer.follow import Follower
 from sam_infer.geometry import Region, put_slice, slice_distance
 from sam_infer.intensity import Window
 from sam_infer.prompts.request import Clicks, choose_slice
-from sam_infer.propagate import NOTHING, propagate
+from sam_infer.propagate import NOTHING, Volume, propagate
 from sam_infer.step import Step, decoded_step, mask_logits
 from sam_infer.stoprule import StopRule
 from sam_infer.types import Box, Candidates, Crop, Prompts
@@ -141,9 +141,10 @@ def click_volume(
     """Segment the whole object: decode the prompted slices, then propagate in both directions.
 
     A ROI of one slice is a box on that slice and leaves the extent open; a ROI of several slices bounds the
-    object, its box prompting the middle slice. With an existing mask, only what the clicks change is carried
-    to neighbouring slices. A click that continues a request in the history corrects what that request found
-    on the click's slice, and only what this changes is propagated anew.
+    object along all axes, its box prompting the middle slice: beyond it nothing is changed. With an existing
+    mask, only what the clicks change is carried to neighbouring slices. A click that continues a request in
+    the history corrects what that request found on the click's slice, and only what this changes is
+    propagated anew.
 
     Args:
         image: The image.
@@ -159,8 +160,8 @@ def click_volume(
         history: Earlier answers.
 
     Raises:
-        InputError: When nothing says where the object is, or a foreground point lies on a slice outside a ROI
-            that bounds the object.
+        InputError: When nothing says where the object is, or a foreground point lies outside a ROI that
+            bounds the object.
     """
     labelmap = empty_labelmap(image.shape)
     if clicks.existing is not None:
@@ -206,7 +207,7 @@ def click_volume(
     if history is not None:
         answer = Answer(volume=volume, own=plan.own, prompted=plan.prompted, crop=crop)
         history.put(base, clicks, answer)
-    volume.paint(turned_array(labelmap, axis))
+    _paint(turned_array(labelmap, axis), volume, clicks)
     mark("propagate")
     return Segmented(
         labelmap=labelmap,
@@ -220,6 +221,16 @@ def click_volume(
         walked=volume.walked,
         decoded=volume.decoded + len(decoded),
     )
+
+
+def _paint(labelmap: NDArray[np.uint8], volume: Volume, clicks: Clicks) -> None:
+    """Write a volume into an (I, J, K) label map, in place; only into the ROI where one bounds the object."""
+    if clicks.region is None or clicks.bounds is None:
+        volume.paint(labelmap)
+        return
+    within = clicks.region.voxels
+    painted = volume.paint(labelmap.copy(order="K"))
+    labelmap[within] = painted[within]
 
 
 def _follower(
@@ -324,16 +335,18 @@ def _seeds(image: Image, clicks: Clicks) -> dict[int, Prompts]:
 
 
 def _check_bounds(clicks: Clicks, region: Region) -> None:
-    """Refuse a prompt on a slice that a ROI of several slices leaves out."""
+    """Refuse a point, or a prompted slice, that a ROI of several slices leaves out."""
     if len(region.slices) == 1:
         return
-    bounds = f"outside the roi's slices {region.low[2]} to {region.high[2]}, which bound the object"
     for point in clicks.foreground.tolist():
-        if point[2] not in region.slices:
-            remedy = f"the point lies {bounds}; move the point, or send a roi that holds it"
+        if not all(low <= at <= high for low, at, high in zip(region.low, point, region.high, strict=True)):
+            remedy = "the point lies outside the roi, which bounds the object; move it, or send a larger roi"
             raise InputError("foreground", point, remedy)
     for k in (*clicks.boxes, *clicks.masks):
         if k not in region.slices:
             raise InputError(
-                "roi", region.bounds, f"a box or mask on slice {k} lies {bounds}; send a larger roi"
+                "roi",
+                region.bounds,
+                f"a box or mask on slice {k} lies outside the roi's slices {region.low[2]} to "
+                f"{region.high[2]}, which bound the object; send a larger roi",
             )

@@ -1,5 +1,7 @@
 """The click tasks over an engine that is right by eye: slices, boxes, propagation, corrections, errors."""
 
+import re
+
 import nibabel as nib
 import nrrd
 import numpy as np
@@ -129,11 +131,31 @@ def test_a_box_of_several_slices_bounds_the_object(make, ct):
     assert set(params["propagation"].values()) == {"roi"}
 
 
-@pytest.mark.parametrize("k", [11, 17])
-def test_a_point_on_a_slice_outside_a_bounding_box_is_refused(make, ct, k):
-    with pytest.raises(InputError, match=rf"foreground = \[20, 15, {k}\].*roi's slices 12 to 16"):
-        ask(make(3), ct, roi=[10, 30, 5, 25, 12, 16], foreground=[[20, 15, 14], [20, 15, k]], **WINDOW)
-    ask(make(3), ct, roi=[10, 30, 5, 25, 12, 12], foreground=[[20, 15, k]], **WINDOW)
+@pytest.mark.parametrize("more", [{}, {"boxes": [[11, 29, 6, 24, 14, 14]]}, {"axis": "i"}])
+def test_a_box_of_several_slices_bounds_the_object_along_every_axis(make, ct, more):
+    region = np.zeros(SHAPE, bool)
+    region[14:24, 11:31, 12:17] = True
+    mask, _ = ask(make(3), ct, roi=[14, 23, 11, 30, 12, 16], **more, **WINDOW)
+    assert not (mask[~region] > 0).any()
+    np.testing.assert_array_equal(mask[:, :, 14] > 0, BALL[:, :, 14] & region[:, :, 14])
+
+
+def test_a_correction_changes_nothing_beyond_the_bounding_box(make, ct, tmp_path):
+    sent = BALL.copy()
+    sent[20:] = False
+    nib.save(nib.Nifti1Image(sent.astype(np.uint8), np.diag([1, 1, 2.5, 1])), tmp_path / "m.nii")
+    request = {"foreground": [[22, 15, 14]], "label_file": str(tmp_path / "m.nii"), **WINDOW}
+    mask, _ = ask(make(3), ct, roi=[12, 24, 8, 22, 10, 18], **request)
+    changed = np.argwhere((mask > 0) ^ sent)
+    assert changed.min(axis=0).tolist()[:2] == [20, 8]
+    assert changed.max(axis=0).tolist()[:2] == [24, 22]
+
+
+@pytest.mark.parametrize("point", [[20, 15, 11], [20, 15, 17], [9, 15, 14], [20, 26, 14]])
+def test_a_point_outside_a_bounding_box_is_refused(make, ct, point):
+    with pytest.raises(InputError, match=rf"foreground = {re.escape(str(point))}: .*outside the roi"):
+        ask(make(3), ct, roi=[10, 30, 5, 25, 12, 16], foreground=[[20, 15, 14], point], **WINDOW)
+    ask(make(3), ct, roi=[10, 30, 5, 25, 12, 12], foreground=[point], **WINDOW)
 
 
 def test_a_box_prompts_only_its_own_slices_in_2d(make, ct, engine):
