@@ -7,7 +7,9 @@ viewer opens beside the reply lies on it. Label maps are turned onto their image
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +22,7 @@ from sam_infer.errors import InputError
 from sam_infer.formats.nifti import read_nifti
 from sam_infer.formats.nrrd import read_nrrd
 from sam_infer.formats.picture import read_picture
-from sam_infer.formats.stored import Stored, TooLargeError
+from sam_infer.formats.stored import Stored, TooLargeError, TooManyVoxelsError
 from sam_infer.geometry import LPS_TO_RAS, SAME_PLACE, is_regular, turned_onto
 
 NIFTI = (".nii.gz", ".nii")
@@ -104,16 +106,22 @@ def read_image(path: Path | str, *, argument: str = "image") -> Image:
     return replace(image, array=array)
 
 
-def _read(path: Path, argument: str) -> Image:
-    """An image with its voxels as stored, in the machine's byte order; errors as `read_image`."""
+def _read(path: Path, argument: str, *, voxels: int | None = None) -> Image:
+    """An image with its voxels as stored, in the machine's byte order; errors as `read_image`.
+
+    Raises:
+        TooManyVoxelsError: When it is a volume whose header tells of more than ``voxels``.
+    """
     kind = extension(path)
     if not kind:
         raise InputError(argument, path.name, _REMEDY, status=415)
-    read = read_nifti if kind in NIFTI else read_nrrd if kind in NRRD else read_picture
+    read = partial(read_nifti if kind in NIFTI else read_nrrd, voxels=voxels)
     try:
         key = file_key(path)
-        stored = read(path)
+        stored = read_picture(path) if kind in PICTURES else read(path)
         array = _checked(stored.array)
+    except TooManyVoxelsError:
+        raise
     except TooLargeError as error:
         raise InputError(argument, path.name, str(error), status=413) from error
     except Exception as error:  # whatever a decoder makes of a damaged file is the file's fault
@@ -172,19 +180,22 @@ def fit_labelmap(
         (I, J, K) integers, in the image's voxel order; and False where the file has another axis order or
         another place, so that it must be written anew on the image's affine to lie on it in a viewer.
     """
-    label = _read(Path(path), argument)
+
+    def other(shape: tuple[int, ...]) -> InputError:
+        remedy = f"the label must have the image's shape {image.shape} (I, J, K) and one channel"
+        return InputError(argument, shape, remedy, status=422)
+
+    try:
+        label = _read(Path(path), argument, voxels=math.prod(image.shape))
+    except TooManyVoxelsError as error:
+        raise other(error.shape) from None
     turned, apart = label.array, float("inf")
     if label.array.ndim == 3:
         turned, apart = turned_onto(label.array, label.affine, target=image.affine, shape=image.shape)
     told = label.placed and not image.flat
     array = turned if told and apart <= SAME_PLACE else label.array
     if array.shape != image.shape:
-        raise InputError(
-            argument,
-            array.shape,
-            f"the label must have the image's shape {image.shape} (I, J, K) and one channel",
-            status=422,
-        )
+        raise other(array.shape)
     if told and image.placed and apart > SAME_PLACE:
         raise InputError(
             argument,

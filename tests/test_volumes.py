@@ -309,6 +309,22 @@ def test_what_is_inflated_is_bounded_by_the_header(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", [".nii.gz", ".nrrd"])
+def test_a_label_of_too_many_voxels_is_refused_before_they_are_read(tmp_path, kind):
+    """96 MB of zeros in a few kB, sent as the label of an image of 1000 voxels."""
+    large = np.zeros((400, 500, 480), np.uint8, order="F")
+    (tmp_path / f"m{kind}").write_bytes(labelmap_bytes(large, AFFINE, kind))
+    (tmp_path / "a.nii").write_bytes(nifti_bytes((10, 10, 10)) + bytes(1000))
+    image = read_image(tmp_path / "a.nii")
+    del large
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"label = \(400, 500, 480\): .*shape \(10, 10, 10\)") as refusal:
+        read_labelmap(tmp_path / f"m{kind}", image)
+    assert refusal.value.status == 422
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
 def test_scaled_voxels_count_as_they_are_held(tmp_path, monkeypatch):
     image = nib.Nifti1Image(np.zeros((10, 10, 10), np.uint8), AFFINE)
     image.header.set_slope_inter(2.0, 1.0)

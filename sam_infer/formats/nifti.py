@@ -10,7 +10,7 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from sam_infer.formats.stored import DEFLATE, Stored, check_size, read_array
+from sam_infer.formats.stored import DEFLATE, Stored, check_count, check_size, read_array
 from sam_infer.geometry import LPS_TO_RAS, is_regular
 
 #: What may lie between the header and the voxels, in bytes: extensions, which are passed over.
@@ -20,10 +20,15 @@ _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 _FLOAT32 = np.dtype(np.float32)
 
 
-def read_nifti(path: Path) -> Stored:
+def read_nifti(path: Path, *, voxels: int | None = None) -> Stored:
     """Read a ``.nii`` or ``.nii.gz`` file; RGB has its channels last.
 
+    Args:
+        path: The file.
+        voxels: How many it may hold; None = any number.
+
     Raises:
+        TooManyVoxelsError: When its header tells of more than ``voxels``.
         TooLargeError: When its voxels take more than is read.
         ValueError: When it is damaged, or holds several time points or channels.
     """
@@ -36,6 +41,7 @@ def read_nifti(path: Path) -> Stored:
             raise ValueError(f"its voxels lie at byte {offset}, not behind the header in the same file")
         stream.seek(offset)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        check_count(shape, voxels)
         slope, inter = header.get_slope_inter()
         scaled = dtype.fields is None and slope is not None and (slope, inter) != (1.0, 0.0)
         if scaled:

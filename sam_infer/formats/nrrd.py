@@ -14,7 +14,7 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from sam_infer.formats.stored import DEFLATE, Stored, check_size, read_array
+from sam_infer.formats.stored import DEFLATE, Stored, check_count, check_size, read_array
 from sam_infer.geometry import LPS_TO_RAS
 
 _MAX_HEADER = 4 << 20
@@ -44,10 +44,15 @@ _TO_RAS = {
 }
 
 
-def read_nrrd(path: Path) -> Stored:
+def read_nrrd(path: Path, *, voxels: int | None = None) -> Stored:
     """Read a ``.nrrd`` file; channels come last.
 
+    Args:
+        path: The file.
+        voxels: How many it may hold; None = any number.
+
     Raises:
+        TooManyVoxelsError: When its header tells of more than ``voxels``.
         TooLargeError: When its voxels take more than is read.
         ValueError: When it is damaged, names another file, skips lines or bytes, or has two axes of channels.
     """
@@ -57,7 +62,7 @@ def read_nrrd(path: Path) -> Stored:
         header = nrrd.read_header(io.BytesIO(head[: end.start()] if end else head))
         _check_attached(header)
         file.seek(end.end() if end else 0, io.SEEK_SET if end else io.SEEK_END)
-        array = _voxels(file, header, path.stat().st_size)
+        array = _voxels(file, header, path.stat().st_size, voxels)
     directions = _directions(header, array.ndim)
     kinds = header.get("kinds", ["domain"] * array.ndim)
     if len(kinds) != array.ndim or len(directions) != array.ndim:
@@ -86,7 +91,7 @@ def _check_attached(header: Mapping[str, Any]) -> None:
             raise ValueError(f"{field}: {value}; the voxels must follow the header")
 
 
-def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int) -> NDArray:
+def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, most: int | None) -> NDArray:
     """The array, axes as in the file; ``file`` stands behind the header."""
     missing = [field for field in ("type", "dimension", "sizes", "encoding") if field not in header]
     if missing:
@@ -94,6 +99,7 @@ def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int) -> NDArray:
     shape, encoding = [int(n) for n in header["sizes"]], header["encoding"].lower()
     if len(shape) != header["dimension"]:
         raise ValueError(f"sizes {shape} are not those of {header['dimension']} axes")
+    check_count(shape, most)
     dtype = _dtype(header)
     if encoding in _TEXT:
         count = check_size(shape, dtype, holds=size * dtype.itemsize) // dtype.itemsize

@@ -21,6 +21,18 @@ class TooLargeError(ValueError):
     """The file holds more than is read; the text says how much is."""
 
 
+class TooManyVoxelsError(ValueError):
+    """The header tells of more voxels than were asked for.
+
+    Args:
+        shape: As the header says.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(int(n) for n in shape)
+        super().__init__(f"shape {self.shape} has too many voxels")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stored:
     """The voxels of a file and their place.
@@ -58,6 +70,20 @@ def check_size(shape: Sequence[int], dtype: np.dtype, *, holds: float = math.inf
     if size > holds:
         raise ValueError(f"the file is too short for the {size} bytes of voxels of its header")
     return size
+
+
+def check_count(shape: Sequence[int], voxels: int | None) -> None:
+    """Refuse a header of more voxels than are asked for, before any is read.
+
+    Args:
+        shape: As the header says.
+        voxels: How many there may be; None = any number.
+
+    Raises:
+        TooManyVoxelsError: When there are more.
+    """
+    if voxels is not None and math.prod(int(n) for n in shape) > voxels:
+        raise TooManyVoxelsError(shape)
 
 
 def read_array(
