@@ -4,6 +4,7 @@ import json
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import nibabel as nib
 import nrrd
@@ -98,6 +99,33 @@ def test_what_is_stored_is_never_a_region(served, tmp_path):
     stored = client.get("/datastore/label?label=ct&tag=proposal")
     (tmp_path / "stored.nii.gz").write_bytes(stored.content)
     assert nib.load(tmp_path / "stored.nii.gz").shape == (24, 20, 6)
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_file_that_goes_while_it_is_sent_arrives_whole(served, monkeypatch, kind):
+    """What another client removes meanwhile is sent to its end, and is a 404 from then on."""
+    from apps.samloop.routes import datastore
+
+    client, studies, _ = served
+    content = (studies / "ct.nii.gz").read_bytes()
+    client.put("/datastore/image?image=leaving", files={"file": ("a.nii.gz", content)})
+    mask = nib.Nifti1Image(np.ones((24, 20, 6), np.uint8), np.diag([1, 1, 2, 1])).to_bytes()
+    client.put("/datastore/label?image=leaving", files={"label": ("m.nii", mask)})
+
+    def gone(path):
+        client.delete("/datastore/image?id=leaving")
+        assert not Path(path).exists()
+        return "application/octet-stream"
+
+    monkeypatch.setattr(datastore, "get_mime_type", gone)
+    where = {"image": "/datastore/image?image=leaving", "label": "/datastore/label?label=leaving&tag=final"}
+    reply = client.get(where[kind])
+    assert reply.content == {"image": content, "label": mask}[kind]
+    kinds = {"image": "leaving.nii.gz", "label": "leaving.nii"}
+    assert reply.headers["content-disposition"] == f'attachment; filename="{kinds[kind]}"'
+    missing = client.get(where[kind])
+    assert missing.status_code == 404
+    assert f"{kind} = 'leaving'" in missing.json()["detail"]
 
 
 def test_a_reply_larger_than_a_piece_arrives_whole(served, monkeypatch):
