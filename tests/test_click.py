@@ -74,6 +74,13 @@ def test_a_3d_click_on_a_picture_answers_too(make, photo):
     assert mask.sum() == disc((40, 90), (70, 12), 8).sum()
 
 
+@pytest.mark.parametrize("axis", [0, "j"])
+def test_another_axis_of_a_picture_is_refused(make, photo, axis):
+    with pytest.raises(InputError, match=f"axis = {axis!r}: a 2D image has slices along axis 2 only"):
+        ask(make(3), photo, foreground=[[70, 12]], axis=axis)
+    ask(make(3), photo, foreground=[[70, 12]], axis=2)
+
+
 def test_picture_reply_is_a_png_on_the_picture_by_default(make, photo):
     path, _ = make(2)({"image": photo, "foreground": [[70, 12]]})
     reply = np.asarray(PilImage.open(path))

@@ -67,7 +67,7 @@ class ClickInfer(LabelmapTask):
         sent = request.get("label_file")
         existing = read_labelmap(sent, image) > 0 if sent else None
         flat = self.dimension == 2 or image.shape[2] == 1
-        axis = 2 if flat else parse_axis(request, image.shape)
+        axis = 2 if self.dimension == 2 else parse_axis(request, image.shape)
         islands = parse_islands(request)
         clicks = parse_clicks(request, image.shape, existing=existing, axis=axis)
         zoom = parse_zoom(request.get("zoom"))
