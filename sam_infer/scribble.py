@@ -53,7 +53,7 @@ def segment_scribbles(
         encoder: Encodes and decodes slices.
         window: The intensity window.
         mark: Called with a stage's name when the stage has ended, for latencies.
-        through: True = through the volume; False = on the painted slices only.
+        through: True = through the volume, as far as the ROI goes; False = on the painted slices only.
 
     Returns:
         As `sam_infer.click.click_volume`; the score is NaN where nothing was to be changed.
@@ -65,7 +65,7 @@ def segment_scribbles(
     slices = strokes.slices()
     if scribbles.existing is not None and not slices:
         found = _unchanged(scribbles.existing)
-    elif through and image.shape[2] > 1:
+    elif through and not _one_slice(image, scribbles):
         clicks = strokes.clicks(spread(slices, SEEDS))
         found = click_volume(
             image,
@@ -175,6 +175,12 @@ class _Strokes:
             cached=cached,
             stops={},
         )
+
+
+def _one_slice(image: Image, scribbles: Scribbles) -> bool:
+    """True where the object lies on one slice, as the image or the ROI says: there is nowhere to go on to."""
+    region = scribbles.region
+    return image.shape[2] == 1 or (region is not None and len(region.slices) == 1)
 
 
 def _unchanged(existing: BoolArray) -> Segmented:

@@ -191,6 +191,14 @@ def test_a_roi_alone_is_a_box(paint):
     assert dice(mask, BALL) > 0.98
 
 
+@pytest.mark.parametrize("strokes", [[], [(FORE, STROKE)]])
+def test_a_roi_of_one_slice_keeps_the_object_on_it(paint, engine, strokes):
+    mask, params = paint(strokes, roi=[10, 30, 5, 25, 14, 14])
+    np.testing.assert_array_equal(np.flatnonzero(mask.any(axis=(0, 1))), [14])
+    assert params["propagation"] is None
+    assert len(engine.decoded) == 1, "no slice is decoded for nothing"
+
+
 def test_slicers_numbering_and_the_selected_segment(paint):
     """The panel numbers all segments, names the strokes' layers, and sends the segment so far."""
     info = [
