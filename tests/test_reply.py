@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 
 import nibabel as nib
 import nrrd
@@ -120,9 +121,20 @@ def test_only_the_slices_named_are_compared():
     assert facts["region"]["low"][2] == facts["region"]["high"][2] == 9
 
 
-def test_a_wrong_flag_is_named():
-    with pytest.raises(InputError, match="result_region = 7: send true or false"):
-        make_reply(labelmap(), IMAGE, {"result_region": 7})
+@pytest.mark.parametrize("name", ["result_region", "result_compress"])
+@pytest.mark.parametrize("value", [7, "no", [], 0.5])
+def test_a_wrong_flag_is_named(name, value):
+    with pytest.raises(InputError, match=rf"{name} = {re.escape(repr(value))}: send true or false"):
+        make_reply(labelmap(), IMAGE, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "encoding"),
+    [(False, "raw"), ("False", "raw"), (0, "raw"), (True, "gzip"), (None, "gzip"), ("", "gzip")],
+)
+def test_a_flag_may_be_text(value, encoding):
+    file, _ = make_reply(labelmap(), IMAGE, {"result_extension": ".nrrd", "result_compress": value})
+    assert f"encoding: {encoding}\n".encode() in bytes(file.parts[0])
 
 
 def test_a_file_on_disk_holds_the_same(tmp_path, monkeypatch):

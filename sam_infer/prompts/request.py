@@ -58,12 +58,16 @@ def parse_slice(value: object, shape: tuple[int, int, int], axis: int = 2) -> in
     return int(number)
 
 
-def parse_flag(name: str, value: object) -> bool:
-    """A parameter that is true or false; None and "" mean false."""
-    known = {"": False, "none": False, "false": False, "true": True}
-    if isinstance(value, bool | str | None) and str(value).lower() in known:
-        return known[str(value).lower()]
-    raise InputError(name, value, "send true or false")
+def parse_flag(name: str, value: object, *, default: bool = False) -> bool:
+    """A flag: true or false, also as text or as 1 and 0; None, "" and "none" are its default.
+
+    Raises:
+        InputError: When it is something else.
+    """
+    known = {"": default, "none": default, "false": False, "true": True, "0": False, "1": True}
+    if not isinstance(value, bool | int | str | None) or str(value).lower() not in known:
+        raise InputError(name, value, "send true or false")
+    return known[str(value).lower()]
 
 
 def parse_zoom(value: object) -> bool | None:

@@ -80,11 +80,11 @@ def make_reply(
         image, both ends included. Where nothing is to be told, file and ``region`` are None.
 
     Raises:
-        InputError: When the extension cannot hold the label map.
+        InputError: When the extension cannot hold the label map, or a flag is neither true nor false.
     """
     kind = str(request.get("result_extension") or (".png" if image.flat else ".nii.gz"))
     kind = kind if kind.startswith(".") else f".{kind}"
-    compress = request.get("result_compress", True) not in (False, "false", 0)
+    compress = parse_flag("result_compress", request.get("result_compress"), default=True)
     slices = range(labelmap.shape[2]) if slices is None else sorted(slices)
     filled = filled_region(labelmap, slices)
     facts: dict[str, Any] = {"empty": filled is None}
