@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from apps.samloop import serve
+from sam_infer.errors import InputError
 
 
 @pytest.fixture
@@ -23,6 +25,7 @@ def started(monkeypatch, capsys):
     )
     monkeypatch.setattr("monailabel.interfaces.utils.app.app_instance", lambda: instance)
     monkeypatch.setattr("apps.samloop.server.create_app", lambda: None)
+    monkeypatch.setattr(serve, "check_address", lambda host, port: None)
     monkeypatch.setattr("uvicorn.run", lambda *args, **kwargs: None)
     for name in list(serve.settings_of(studies="", conf={}, port=1)):
         monkeypatch.setenv(name, "")
@@ -44,6 +47,25 @@ def test_greeting_names_what_answers(started, tmp_path):
     assert "/docs" not in local and "ohif" not in local
     remote = started("http://pacs.example/dicom-web")
     assert "  browser    http://localhost:8123/\n  OHIF       http://localhost:8123/ohif/\n" in remote
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_taken_address_is_refused_before_anything_is_loaded(tmp_path, host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"no {host} on this computer")
+    with taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"{host}:{port}.*choose another --port"):
+            serve.run(SimpleNamespace(studies=str(tmp_path), samples=False, host=host, port=port))
+    serve.check_address(host, port)
+
+
+def test_an_impossible_port_is_refused():
+    with pytest.raises(InputError, match=r"99999.*choose another --port"):
+        serve.check_address("127.0.0.1", 99999)
 
 
 def test_tools_beside_the_interpreter_are_found_also_by_child_processes(started, tmp_path):

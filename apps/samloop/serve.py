@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     studies = args.studies if remote else str(Path(args.studies).expanduser().resolve())
     if not remote:
         _prepare(Path(studies), samples=args.samples)
+    check_address(args.host, args.port)
     conf = {
         key: str(value)
         for key, value in {
@@ -69,6 +71,20 @@ def run(args: argparse.Namespace) -> int:
     _greet(args.host, args.port, studies)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
     return 0
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address on which nobody can listen, or somebody does, before anything is loaded.
+
+    Raises:
+        InputError: When it is taken, or none of this computer.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        remedy = f"cannot listen there ({error}); choose another --port, or another --host"
+        raise InputError("--host, --port", f"{host}:{port}", remedy) from None
 
 
 def prepend(variable: str, folder: Path) -> None:
