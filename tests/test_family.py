@@ -186,6 +186,8 @@ def test_weights_are_found_where_they_are_given_then_in_the_cache(tmp_path, monk
     assert find(entry, tmp_path / "tuned.pth") == tmp_path / "tuned.pth"
     with pytest.raises(InputError, match=r"nowhere.*leave it out and run .*weights fetch medico_sam`"):
         find(entry, tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"nowhere.*name a file that is there, or none for the packaged one"):
+        find(CATALOG["bundled"], tmp_path / "nowhere")
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "samloop" / "weights"

@@ -48,7 +48,9 @@ def find(entry: Entry, given: Path | None = None) -> Path:
     """
     path = place(entry, given)
     if not path.is_file():
-        if entry.packaged:
+        if entry.packaged and path == given:
+            remedy = "name a file that is there, or none for the packaged one"
+        elif entry.packaged:
             remedy = "it comes with the package; install samloop again"
         elif path == given:
             remedy = (
