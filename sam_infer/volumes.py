@@ -125,7 +125,7 @@ def _read(path: Path, argument: str, *, voxels: int | None = None) -> Image:
     except TooLargeError as error:
         raise InputError(argument, path.name, str(error), status=413) from error
     except Exception as error:  # whatever a decoder makes of a damaged file is the file's fault
-        reason = str(error) or type(error).__name__
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise InputError(argument, path.name, f"cannot be read ({reason}); {_REMEDY}", status=422) from error
     affine, placed = _placed(stored)
     return Image(array=array, affine=affine, key=key, flat=kind in PICTURES, placed=placed)

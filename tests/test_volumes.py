@@ -325,6 +325,12 @@ def test_a_label_of_too_many_voxels_is_refused_before_they_are_read(tmp_path, ki
     tracemalloc.stop()
 
 
+def test_a_file_that_is_gone_is_named_without_its_folder(tmp_path):
+    with pytest.raises(InputError, match=r"image = 'a\.nii': cannot be read \(No such file") as refusal:
+        read_image(tmp_path / "a.nii")
+    assert str(tmp_path) not in str(refusal.value)
+
+
 def test_scaled_voxels_count_as_they_are_held(tmp_path, monkeypatch):
     image = nib.Nifti1Image(np.zeros((10, 10, 10), np.uint8), AFFINE)
     image.header.set_slope_inter(2.0, 1.0)
