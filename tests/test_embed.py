@@ -61,6 +61,25 @@ def test_all_slices_are_encoded_once_and_a_server_finds_them(studies, engine, ca
     assert {p.name for p in studies.iterdir()} == {".samloop", "b.nii.gz", "c.png", "notes.txt"}
 
 
+def test_the_engine_is_made_as_the_server_makes_it(studies, engine, monkeypatch, tmp_path):
+    """Another runtime has other embeddings, which the server would not look for."""
+    made = []
+
+    def create(name, **options):
+        made.append((name, options))
+        return engine
+
+    monkeypatch.setattr(embed, "create_engine", create)
+    chosen = tmp_path / "chosen.yaml"
+    chosen.write_text("engine: {name: sam_vit_b, device: cpu, runtime: bf16}\n")
+    run(studies, "--project", str(chosen), "--weights", str(tmp_path))
+    run(studies, "--project", str(chosen), "--engine", "mobile_sam", "--runtime", "eager")
+    assert made == [
+        ("sam_vit_b", {"weights": tmp_path, "device": "cpu", "runtime": "bf16"}),
+        ("mobile_sam", {"weights": None, "device": "cpu", "runtime": "eager"}),
+    ]
+
+
 def test_interrupted_it_goes_on_where_it_was(studies, engine, capsys, monkeypatch):
     encode = engine.encode
 

@@ -339,6 +339,10 @@ def test_the_command_line_lists_fetches_verifies_and_prints(entry, tmp_path, mon
     file = tmp_path / "weights" / "mobile_sam.pt"
     assert main(["weights", "path", "mobile_sam"]) == 2
     assert "samloop weights fetch mobile_sam" in capsys.readouterr().err
+    assert main(["weights", "verify", "mobile_sam"]) == 1
+    assert "not here" in capsys.readouterr().out
+    assert main(["weights", "verify"]) == 0, "nothing that is there is wrong"
+    assert "not here" in capsys.readouterr().out
     assert main(["weights", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in catalog.CATALOG)

@@ -1,7 +1,7 @@
 """`samloop embed`: the slices of a folder encoded beforehand, into the cache that the server reads.
 
 What is there already is found again, so a run that was stopped goes on where it was. A server sees the same
-slices where it serves the same folder with the same engine, weights and windows.
+slices where it serves the same folder with the same engine, weights, runtime and windows.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from apps.samloop.project import load_project, override
+from apps.samloop.project import add_engine_arguments, load_project, override
 from sam_infer.embeddings import SliceEncoder
-from sam_infer.engines.registry import NAMES, create_engine
+from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.volumes import extension
@@ -33,8 +33,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--studies", required=True, type=Path, help="folder of images")
     parser.add_argument("--project", type=Path, help="project file (default: the one of this package)")
-    parser.add_argument("--engine", help=f"promptable engine: {', '.join(NAMES)}")
-    parser.add_argument("--weights", help="checkpoint file of the engine")
+    add_engine_arguments(parser)
     parser.add_argument(
         "--partial", action="store_true", help="encode as many slices as fit where not all of them do"
     )
@@ -55,14 +54,16 @@ def run(args: argparse.Namespace) -> int:
     from apps.samloop.main import cores, embedding_store, home_of
 
     begin = time.perf_counter()
-    project = override(load_project(args.project), engine=args.engine, weights=args.weights)
+    project = override(
+        load_project(args.project), engine=args.engine, weights=args.weights, runtime=args.runtime
+    )
     folder = args.studies.expanduser().resolve()
     if not folder.is_dir():
         raise InputError("--studies", str(args.studies), "no such folder")
     store = embedding_store(project, home_of(str(folder)))
     if store is None:
         raise InputError("limits.embeddings_disk_mb", 0, "no embeddings are kept on disk; raise it")
-    engine = create_engine(project.engine, weights=project.weights, device=project.device)
+    engine = create_engine(project.engine, **project.engine_options)
     if engine.encoding is None:
         raise InputError(
             "engine", project.engine, "it has nothing to encode beforehand; name another with --engine"

@@ -59,12 +59,7 @@ class SamloopApp(MONAILabelApp):
             limit=self.project.volumes_mb << 20, ct=self.project.ct, other=self.project.other
         )
         self.encoder = SliceEncoder(
-            engine=create_engine(
-                self.project.engine,
-                weights=self.project.weights,
-                device=self.project.device,
-                runtime=self.project.runtime,
-            ),
+            engine=create_engine(self.project.engine, **self.project.engine_options),
             store=embedding_store(self.project, self.home),
             embedding_bytes=self.project.embeddings_mb << 20,
         )

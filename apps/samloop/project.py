@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -67,6 +68,11 @@ class Project:
     encode_ahead: bool
 
     @property
+    def engine_options(self) -> dict[str, Any]:
+        """How `sam_infer.engines.registry.create_engine` makes the engine, beside its name."""
+        return {"weights": self.weights, "device": self.device, "runtime": self.runtime}
+
+    @property
     def window(self) -> dict[str, dict[str, float] | None]:
         """The window policy in words and numbers, as a project file has it."""
         return {
@@ -101,6 +107,13 @@ def load_project(path: Path | None = None) -> Project:
                     )
             settings[key] = {**known, **value}
     return _project(settings)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what overrides a project's engine, as `override` takes it."""
+    parser.add_argument("--engine", help=f"promptable engine: {', '.join(NAMES)}")
+    parser.add_argument("--weights", help="checkpoint file of the engine, or a folder that holds it")
+    parser.add_argument("--runtime", help=f"how its image encoder is run: {', '.join(RUNTIMES)}")
 
 
 def override(

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sam_infer.engines.registry import NAMES
-from sam_infer.engines.runtime import RUNTIMES
+from apps.samloop.project import add_engine_arguments
 from sam_infer.errors import InputError
 from sam_infer.volumes import extension
 
@@ -25,9 +24,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--studies", required=True, help="folder of images, or the URL of a DICOMweb server")
     parser.add_argument("--project", type=Path, help="project file (default: the one of this package)")
     parser.add_argument("--labels", help="names in the order of their indices from 1, as in liver,kidney")
-    parser.add_argument("--engine", help=f"promptable engine: {', '.join(NAMES)}")
-    parser.add_argument("--weights", help="checkpoint file of the engine, or a folder that holds it")
-    parser.add_argument("--runtime", help=f"how its image encoder is run: {', '.join(RUNTIMES)}")
+    add_engine_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     parser.add_argument(

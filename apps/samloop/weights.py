@@ -25,7 +25,12 @@ def add_parser(commands: Any) -> None:
     for name, run, names, text in (
         ("list", _list, "*", "every engine: size, licence, and where its checkpoint is"),
         ("fetch", _fetch, "+", "download checkpoints; goes on where it was cut off"),
-        ("verify", _verify, "*", "compare the checkpoints that are there with their SHA-256"),
+        (
+            "verify",
+            _verify,
+            "*",
+            "compare checkpoints that are there, or are named, with their SHA-256",
+        ),
         ("path", _path, 1, "print where a checkpoint is"),
     ):
         action = actions.add_parser(name, help=text, description=text)
@@ -78,8 +83,11 @@ def _verify(args: argparse.Namespace) -> int:
     bad = 0
     for entry in _entries(args):
         path = in_folder(entry, _folder(args))
-        if entry.packaged or not path.is_file():
-            text = "comes with the package" if entry.packaged else "not here"
+        if entry.packaged:
+            text = "comes with the package"
+        elif not path.is_file():
+            bad += bool(args.names)
+            text = "not here"
         else:
             verdict = check(entry, path)
             text = verdict.text
