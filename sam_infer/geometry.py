@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sam_infer.errors import InputError
 from sam_infer.types import Box
@@ -184,6 +185,17 @@ def union_box(boxes: Sequence[Box]) -> Box:
     table = np.array(boxes)
     (x0, y0), (x1, y1) = table[:, :2].min(0).tolist(), table[:, 2:].max(0).tolist()
     return (x0, y0, x1, y1)
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest part of an (H, W) mask that hangs together, over corners too; an empty mask as it is."""
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    largest: NDArray[np.bool_] = parts == sizes.argmax()
+    return largest
 
 
 def tight_box(mask: NDArray[np.bool_]) -> Box | None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from sam_infer.geometry import tight_box
+from sam_infer.geometry import largest_component, tight_box
 from sam_infer.types import BoolArray, Box
-
-_EIGHT = np.ones((3, 3), bool)
 
 
 def next_click(truth: BoolArray, mask: BoolArray) -> tuple[float, float, int] | None:
@@ -35,9 +33,9 @@ def next_click(truth: BoolArray, mask: BoolArray) -> tuple[float, float, int] | 
     truth, mask = truth.astype(bool), mask.astype(bool)
     best: tuple[int, BoolArray, int] | None = None
     for error, label in ((truth & ~mask, 1), (mask & ~truth, 0)):
-        component = _largest_component(error)
-        if component is None:
+        if not error.any():
             continue
+        component = largest_component(error)
         size = int(component.sum())
         if best is None or size > best[0]:
             best = size, component, label
@@ -71,13 +69,3 @@ def jitter_box(box: Box, fraction: float, rng: np.random.Generator, image_size: 
     x0, x1 = np.clip(np.sort(moved[[0, 2]]), 0, width - 1)
     y0, y1 = np.clip(np.sort(moved[[1, 3]]), 0, height - 1)
     return float(x0), float(y0), float(x1), float(y1)
-
-
-def _largest_component(error: BoolArray) -> BoolArray | None:
-    labels, count = ndimage.label(error, _EIGHT)
-    if not count:
-        return None
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    component: BoolArray = labels == int(np.argmax(sizes))
-    return component

@@ -13,8 +13,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
+from sam_infer.geometry import largest_component
 from sam_infer.types import BoolArray, FloatArray
 from trainers.pretrain.data import FREE, real_items
 from trainers.pretrain.synthetic import make_image
@@ -143,7 +143,7 @@ def _object(labels: NDArray[np.uint8], slices: _Slices, rng: np.random.Generator
             return None
         label = int(rng.choice(present))
     mask: BoolArray = labels == label
-    return mask if slices.whole else _largest(mask)
+    return mask if slices.whole else largest_component(mask)
 
 
 def _atrium_cases(data: Path, rng: np.random.Generator, wanted: int) -> Iterator[Case]:
@@ -159,7 +159,7 @@ def _atrium_cases(data: Path, rng: np.random.Generator, wanted: int) -> Iterator
         for index in rng.choice(good, min(-(-wanted // len(stems)), len(good)), replace=False):
             plane = image[:, :, index].T
             low, high = np.percentile(plane, [0.5, 99.5])
-            truth = _largest(labels[:, :, index].T > 0)
+            truth = largest_component(labels[:, :, index].T > 0)
             grey = np.clip((plane - low) / max(high - low, 1e-3), 0, 1).astype(np.float32)
             yield Case(name="left atrium, MR", group=BENCHMARK, image=grey, truth=truth)
 
@@ -171,16 +171,6 @@ def _read_volume(path: Path) -> FloatArray:
 
 def _first(cases: Iterator[Case], count: int) -> Iterator[Case]:
     yield from itertools.islice(cases, count)
-
-
-def _largest(mask: BoolArray) -> BoolArray:
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    if count < 2:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    out: BoolArray = parts == sizes.argmax()
-    return out
 
 
 def _unit(image: NDArray[np.uint8]) -> FloatArray:
