@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
+from sam_infer.engines.registry import create_engine
 from sam_infer.networks.promptchannels import prompt_channels
 from sam_infer.networks.promptnet import PromptNet
 from sam_infer.types import Candidates, Prompts
 from trainers.pretrain import data as data_module
 from trainers.pretrain.__main__ import main
+from trainers.pretrain.average import average
 from trainers.pretrain.baselines import BASELINES, baseline, opencv
 from trainers.pretrain.calibrate import error_unseen, fit, fit_cases
 from trainers.pretrain.cases import BENCHMARK, MADE, Case, benchmark_cases, held_out_cases, made_cases
 from trainers.pretrain.data import real_items
-from trainers.pretrain.evaluate import dice, evaluate, markdown
+from trainers.pretrain.evaluate import answers_of, dice, evaluate, markdown
 from trainers.pretrain.evaluate import main as measure_main
 from trainers.pretrain.export import export
 from trainers.pretrain.loop import Plan
@@ -234,15 +237,28 @@ def test_measuring_an_engine_with_known_answers() -> None:
     y, x = np.mgrid[:64, :64]
     truth = (x - 30) ** 2 + (y - 34) ** 2 <= 15**2
     case = Case(name="disc", group=BENCHMARK, image=truth.astype(np.float32), truth=truth)
-    result = json.loads(json.dumps(evaluate(_Echo(), [case])))  # type: ignore[arg-type]
+    result = json.loads(json.dumps(evaluate(answers_of(_Echo()), [case])))  # type: ignore[arg-type]
     row = result["rows"]["disc"]
     assert row["c1"] == row["c5"] == row["box+1"] == row["Otsu in box"] == 1.0
     assert row["box"] == row["filled box"] == pytest.approx(0.849, abs=0.002)
     assert row["filled ellipse"] > 0.97 > row["filled ellipse, jitter"] > 0.6
     assert row["GrabCut"] > 0.99
     assert "disc" in markdown(result) and "GrabCut, jitter" in markdown(result)
-    alone = evaluate(_Echo(), [case], baselines=())  # type: ignore[arg-type]
+    alone = evaluate(answers_of(_Echo()), [case], baselines=())  # type: ignore[arg-type]
     assert not any(name in markdown(alone) for name in BASELINES)
+
+
+def test_the_click_path_is_measured_with_its_crops() -> None:
+    engine = create_engine("sam_tiny")
+    y, x = np.mgrid[:600, :500]
+    truth = (x - 130) ** 2 + (y - 334) ** 2 <= 15**2
+    image = (0.3 + 0.4 * truth).astype(np.float32)
+    box = Prompts(box=(114.0, 318.0, 146.0, 350.0))
+    whole, crop = (answers_of(engine, zoom=zoom)(image)(box) for zoom in (False, True))
+    assert whole.crop is None and crop.crop is not None
+    alone = answers_of(engine)(image)(box)
+    np.testing.assert_allclose(whole.logits, alone.logits, atol=1e-2)
+    assert dice(crop.mask(), truth) > 0.8
 
 
 def test_grabcut_answers_a_box_around_everything() -> None:
@@ -309,3 +325,19 @@ def test_real_objects_are_where_the_tables_say(real_set: Callable[[str], Path]) 
     cases = list(benchmark_cases(folder, 2, 0)) + list(held_out_cases(folder, 1, 0))
     assert len({c.name for c in cases}) >= 12
     assert all(c.truth.any() and c.truth.shape == c.image.shape for c in cases)
+
+
+def test_the_mean_of_two_files_is_a_file_of_the_same_kind(tmp_path: Path) -> None:
+    for name, value, steps in (("a", 1.0, 10), ("b", 4.0, 30)):
+        export(
+            {"w": torch.full((2,), value)}, tmp_path / name, {"steps": steps, "recipe": {"rate": 1}}, "mine"
+        )
+    average([tmp_path / "a", tmp_path / "b"], tmp_path / "mean")
+    with safe_open(tmp_path / "mean", "pt") as file:
+        assert file.get_tensor("w").tolist() == [2.5, 2.5]
+        assert file.metadata() == {
+            "format": "mine", "steps": "30", "recipe": '{"rate": 1}', "averaged": "[10, 30]",
+        }  # fmt: skip
+    export({"w": torch.ones(3)}, tmp_path / "other", {}, "mine")
+    with pytest.raises(ValueError, match="other holds another network than a"):
+        average([tmp_path / "a", tmp_path / "other"], tmp_path / "no")

@@ -45,6 +45,12 @@ def _sam_med2d() -> Any:
     return _with_sams_decoder(AdaptedEncoder())
 
 
+def _sam_tiny() -> Any:
+    from sam_infer.networks.samtiny import build_sam_tiny
+
+    return build_sam_tiny()
+
+
 def _with_sams_decoder(encoder: Any) -> Any:
     """A ``Sam`` of an image encoder of stride 16 and SAM's own prompt encoder and mask decoder."""
     from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -73,6 +79,7 @@ VIT_L = Architecture(label="SAM ViT-L", build=_vit("vit_l"))
 VIT_H = Architecture(label="SAM ViT-H", build=_vit("vit_h"))
 MOBILE_SAM = Architecture(label="MobileSAM", build=_mobile_sam)
 SAM_MED2D = Architecture(label="SAM-Med2D", build=_sam_med2d)
+SAM_TINY = Architecture(label="sam_tiny", build=_sam_tiny)
 SAM2_TINY = Architecture(label="SAM 2.1 tiny")
 SAM2_SMALL = Architecture(label="SAM 2.1 small")
 SAM2_BASE_PLUS = Architecture(label="SAM 2.1 base+")
@@ -91,7 +98,7 @@ _OTHERS = {
     "mask_decoder.hf_": "SAM-HQ",
     "vision_encoder.backbone.": "SAM 2 in the format of Hugging Face's transformers",
     "vision_encoder.layers.": "SAM in the format of Hugging Face's transformers",
-    "image_encoder.stem.": "sam_tiny",
+    "image_encoder.stem.": SAM_TINY.label,
     "detector.backbone.": "SAM 3",
     "encoder.stages.": "an nnU-Net or nnInteractive model",
 }

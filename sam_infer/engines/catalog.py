@@ -177,6 +177,12 @@ _ENTRIES = (
         licence="research and education only (model card, beside CC-BY-SA-4.0)", code_licence=_APACHE,
         commercial=False,
     ),
+    Entry(
+        name="sam_tiny", title="a small SAM of samloop's own; comes with samloop", family="sam",
+        architecture=architectures.SAM_TINY, file="sam_tiny.safetensors", packaged=True, side=256,
+        licence=_APACHE, code_licence=_APACHE, page="sam_infer/weights/sam_tiny.md",
+        note="for methods that need SAM's own parts; the bundled engine segments better",
+    ),
 )  # fmt: skip
 
 #: Registry name -> entry.

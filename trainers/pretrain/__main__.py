@@ -1,4 +1,4 @@
-"""Train the bundled model: ``python -m trainers.pretrain --data DIR --out DIR``."""
+"""Train a model that is shipped: ``python -m trainers.pretrain [--model sam_tiny] --data DIR --out DIR``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 
 import torch
 
-from trainers.pretrain.export import export
+from trainers.pretrain.export import PROMPTNET, SAM_TINY, export
+from trainers.pretrain.loop import Plan
 from trainers.pretrain.pool import build_pool
 from trainers.pretrain.recipe import Recipe
 from trainers.pretrain.sampler import Sampler
-from trainers.pretrain.training import Plan, train
+from trainers.pretrain.samtinyscenes import SceneSampler, TinyRecipe
+from trainers.pretrain.samtinytraining import train_sam_tiny
+from trainers.pretrain.training import train
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, make the pool, train, export ``bundled.safetensors`` into the output folder."""
+    """Parse, make the pool, train, export ``MODEL.safetensors`` into the output folder."""
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
+    parser.add_argument("--model", choices=("bundled", "sam_tiny"), default="bundled")
     parser.add_argument("--data", type=Path, help="folder of the labelled sets; missing: made images only")
     parser.add_argument("--out", type=Path, required=True, help="pool, checkpoint and weights go here")
     parser.add_argument("--minutes", type=float, help="wall time of the whole training")
@@ -29,27 +33,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pool", type=Path, help="folder of the pool; default: OUT/pool")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--start", type=Path, help="a weight file to go on from, such as the shipped one")
-    parser.add_argument("--rate", type=float, default=Recipe().rate, help="peak learning rate")
+    parser.add_argument("--rate", type=float, help="peak learning rate; default: the recipe's")
     parser.add_argument("--bfloat16", action="store_true", help="compute the network in bfloat16")
     given = parser.parse_args(arguments)
     if (given.out / "checkpoint.pt").exists() and not given.resume:
         parser.error(f"--out {given.out.name}: holds a checkpoint; add --resume or choose another folder")
     torch.set_num_threads(given.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = replace(Recipe(), synthetic=given.synthetic, rate=given.rate)
+    changed = {"synthetic": given.synthetic} | ({} if given.rate is None else {"rate": given.rate})
+    recipe, tiny = replace(Recipe(), **changed), replace(TinyRecipe(), **changed)
     pool = build_pool(given.pool or given.out / "pool", given.data, recipe, given.seed, given.workers)
     kinds = {kind: len(numbers) for kind, numbers in pool.groups.items()}
     print(f"pool: {kinds}; device {device}", flush=True)
-    sampler = Sampler(pool, recipe, seed=given.seed, size=recipe.batch - recipe.corrected)
     plan = Plan(
         out=given.out, steps=given.steps, minutes=given.minutes, seed=given.seed, device=device,
         workers=given.workers, start=given.start, bfloat16=given.bfloat16,
     )  # fmt: skip
-    weights, losses = train(sampler, recipe, plan)
+    if given.model == "sam_tiny":
+        weights, losses = train_sam_tiny(SceneSampler(pool, tiny, seed=given.seed), tiny, plan)
+        form, numbers = SAM_TINY, tiny.as_dict()
+    else:
+        sampler = Sampler(pool, recipe, seed=given.seed, size=recipe.batch - recipe.corrected)
+        weights, losses = train(sampler, recipe, plan)
+        form, numbers = PROMPTNET, recipe.as_dict()
     done = torch.load(given.out / "checkpoint.pt", map_location="cpu", weights_only=True)["step"]
-    export(
-        weights, given.out / "bundled.safetensors", {"recipe": recipe.as_dict(), "steps": done, "pool": kinds}
-    )
+    facts = {"recipe": numbers, "steps": done, "pool": kinds}
+    export(weights, given.out / f"{given.model}.safetensors", facts, form)
     print(f"done: {done} steps, {len(losses)} of them now", flush=True)
 
 

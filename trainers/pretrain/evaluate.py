@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sam_infer.embeddings import SliceEncoder
 from sam_infer.engines.base import Engine
 from sam_infer.engines.registry import create_engine
 from sam_infer.geometry import tight_box
+from sam_infer.intensity import Window
 from sam_infer.prompts.simulated import jitter_box, next_click
 from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
+from sam_infer.volumes import Image
 from trainers.pretrain.baselines import BASELINES, baseline, opencv
 from trainers.pretrain.cases import Case, benchmark_cases, held_out_cases
 
 COLUMNS = ("box", "jitter", "c1", "c3", "c5", "box+1")
+_ZOOM = {"engine": None, "on": True, "off": False}
 _CLICKS = 5
 _JITTER = 0.1
 
@@ -32,13 +37,44 @@ def dice(a: BoolArray, b: BoolArray) -> float:
     return 1.0 if not total else 2.0 * int((a & b).sum()) / total
 
 
+Ask = Callable[[Prompts], Candidates]
+#: What answers the prompts of an (H, W) float32 image.
+Answers = Callable[[FloatArray], Ask]
+
+
+def answers_of(engine: Engine, *, zoom: bool | None = None) -> Answers:
+    """An engine's own answers, or those of the click path around it.
+
+    Args:
+        engine: Any promptable engine.
+        zoom: None = the engine alone, which gets each previous answer as the mask to refine; True or False =
+            as a click is served, where the click history does that, with crops around small objects or not.
+    """
+
+    def alone(image: FloatArray) -> Ask:
+        embedding = engine.encode(image)
+        return lambda prompt: engine.decode(embedding, [prompt])[0]
+
+    def served(image: FloatArray) -> Ask:
+        encoder, scan = (
+            SliceEncoder(engine=engine),
+            Image(array=image.T[..., None], affine=np.eye(4), key=("case",), flat=True, transient=True),
+        )
+        window = Window(level=0.5, width=1.0)
+        return lambda prompt: encoder.decode_history(
+            scan, 0, window, replace(prompt, mask_logits=None), zoom=zoom
+        )
+
+    return alone if zoom is None else served
+
+
 def measure(
-    engine: Engine, case: Case, rng: np.random.Generator, baselines: Sequence[str] = BASELINES
+    answers: Answers, case: Case, rng: np.random.Generator, baselines: Sequence[str] = BASELINES
 ) -> tuple[dict[str, float], list[list[float]]]:
     """All columns of one object.
 
     Args:
-        engine: Any promptable engine.
+        answers: What is measured.
         case: The object.
         rng: Source of the box's jitter.
         baselines: Which trivial answers to measure beside.
@@ -47,7 +83,7 @@ def measure(
         Dice by column, baselines included as ``name`` and ``name, jitter``; and [predicted, real] IoU of
         every answer that obeyed its clicks.
     """
-    truth, embedding = case.truth, engine.encode(case.image)
+    truth, answer_to = case.truth, answers(case.image)
     tight = tight_box(truth)
     assert tight is not None
     loose = jitter_box(tight, _JITTER, rng, case.truth.shape)  # type: ignore[arg-type]
@@ -55,7 +91,7 @@ def measure(
     pairs: list[list[float]] = []
 
     def ask(prompt: Prompts, column: str) -> FloatArray:
-        answer = engine.decode(embedding, [prompt])[0]
+        answer = answer_to(prompt)
         found[column] = dice(answer.mask(), truth)
         if _obeys(answer, prompt):
             pairs.append([float(answer.iou[answer.best]), found[column] / (2 - found[column])])
@@ -85,7 +121,7 @@ def measure(
 
 
 def evaluate(
-    engine: Engine, cases: Iterable[Case], seed: int = 0, baselines: Sequence[str] = BASELINES
+    answers: Answers, cases: Iterable[Case], seed: int = 0, baselines: Sequence[str] = BASELINES
 ) -> dict[str, object]:
     """Measure every case and average by set and by group of sets.
 
@@ -97,7 +133,7 @@ def evaluate(
     groups: dict[str, str] = {}
     pairs: dict[str, list[list[float]]] = {}
     for number, case in enumerate(cases):
-        found, some = measure(engine, case, np.random.default_rng([seed, 7, number]), baselines)
+        found, some = measure(answers, case, np.random.default_rng([seed, 7, number]), baselines)
         sums.setdefault(case.name, []).append(found)
         groups[case.name] = case.group
         pairs.setdefault(case.group, []).extend(some)
@@ -159,6 +195,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine", default="bundled", help="name of the engine, as in the project file")
     parser.add_argument("--weights", type=Path, help="its weight file; bundled: the shipped one by default")
+    parser.add_argument(
+        "--zoom", choices=_ZOOM, default="engine",
+        help="engine: the engine by itself; on, off: as a click is served, with crops around objects or not",
+    )  # fmt: skip
     parser.add_argument("--per-set", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -181,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         cases += benchmark_cases(given.data, given.per_set, given.seed)
     if given.part != "benchmark":
         cases += held_out_cases(given.data, given.per_set, given.seed)
-    result = evaluate(engine, cases, given.seed, baselines)
+    result = evaluate(answers_of(engine, zoom=_ZOOM[given.zoom]), cases, given.seed, baselines)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "table.md").write_text(markdown(result))
     (given.out / "table.json").write_text(json.dumps(result, indent=1))
