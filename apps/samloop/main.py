@@ -16,6 +16,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from apps.samloop.incoming import check_tag
 from apps.samloop.project import Project, load_project, override
+from apps.samloop.shared_cores import SharedCores
 from apps.samloop.store import HOME, SafeDatastore
 from sam_infer.ahead import EncodeAhead
 from sam_infer.embeddings import SliceEncoder
@@ -55,6 +56,7 @@ class SamloopApp(MONAILabelApp):
         )
         self.home = home_of(studies)
         torch.set_num_threads(max(1, cores() // self.project.infer_workers))
+        self.cores = SharedCores(cores())
         self.library = ImageLibrary(
             limit=self.project.volumes_mb << 20, ct=self.project.ct, other=self.project.other
         )
@@ -187,7 +189,7 @@ class SamloopApp(MONAILabelApp):
         request["image"] = request.pop("image_path", None) or self.image_path(image_id, datastore)
         if save:
             request["result_region"] = False
-        with self.ahead.request():
+        with self.ahead.request(), self.cores.request():
             file, params = task.answer(request)
         if self.project.encode_ahead and self._server_mode and not transient:
             k = params.get("slice") if params.get("axis", 2) == 2 else None
