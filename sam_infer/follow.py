@@ -18,8 +18,9 @@ SliceValues = Callable[[int], FloatArray]
 Track = Callable[[range, Step], Iterator[tuple[int, Candidates]]]
 #: Largest strength of the logits that are carried from slice to slice: weak, so that the image decides.
 CARRIED = 4.0
-#: Pixels by which a box is wider than the neighbour's mask: more makes masks grow from slice to slice.
-MARGIN = 0.5
+#: Pixels by which a box is wider than the neighbour's mask on each side: with less, masks shrink from slice
+#: to slice; with more, they grow.
+MARGIN = 1.0
 #: A mask that shares this much (IoU) with what is known of its slice has come back to it.
 SAME = 0.95
 #: Slices are left to interpolation only between masks that share this much (IoU).
