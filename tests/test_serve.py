@@ -1,6 +1,7 @@
 """What `samloop serve` sets up before the server starts, and what it says."""
 
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -84,3 +85,40 @@ def test_the_case_list_of_a_dicomweb_server_does_not_go_stale():
     found = serve.settings_of(studies="http://pacs.example/dicom-web", conf={}, port=8000)
     assert set(found) <= set(Settings.model_fields)
     assert int(found["MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"]) <= 1 < 7200
+
+
+HOARD = """
+import sys, threading
+from bench.proc import resident_memory
+if sys.argv[1] == "give":
+    from apps.samloop.serve import give_back_memory
+    give_back_memory()
+import os, numpy as np
+np.ones(30 << 20, np.uint8)  # glibc keeps what is smaller from now on
+def work():
+    held = [np.ones(20 << 20, np.uint8) for _ in range(2)]
+    together.wait()
+    del held
+    together.wait()
+together = threading.Barrier(9)
+before = resident_memory(os.getpid())
+for _ in range(8):
+    threading.Thread(target=work).start()
+together.wait()
+together.wait()
+print(resident_memory(os.getpid()) - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to return memory")
+def test_what_many_threads_freed_is_returned():
+    root = Path(__file__).resolve().parents[1]
+    held = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", HOARD, how], cwd=root, capture_output=True, check=True
+            ).stdout
+        )
+        for how in ("keep", "give")
+    ]
+    assert held[1] < held[0] / 2
