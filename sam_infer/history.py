@@ -64,7 +64,8 @@ class ClickHistories:
         logits = decoded.logits[decoded.best]
         if before is not None:
             logits = correct_slice(before.logits, logits, point=before.point, label=before.label)
-        best = Candidates(logits=logits[None], iou=decoded.iou[decoded.best][None], crop=decoded.crop)
+        # A view would keep the other candidates in memory with it.
+        best = Candidates(logits=logits[None].copy(), iou=decoded.iou[[decoded.best]], crop=decoded.crop)
         self._known.put(key, best)
         return best
 

@@ -10,9 +10,10 @@ from PIL import Image as PilImage
 
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
+from sam_infer.history import ClickHistories
 from sam_infer.library import ImageLibrary
 from sam_infer.tasks.click import ClickInfer
-from sam_infer.types import Candidates
+from sam_infer.types import Candidates, Prompts
 from tests.conftest import ball, disc, save_png
 from tests.fakes import CoarseEngine, ThresholdEngine
 
@@ -240,6 +241,19 @@ def test_a_second_click_sees_the_first_ones_logits_and_undo_costs_nothing(make, 
     assert [p.mask_logits is not None for p in engine.decoded] == [False, True]
     ask(task, ct, **first)
     assert len(engine.decoded) == 2
+
+
+def test_what_is_kept_of_a_click_is_its_best_candidate_alone():
+    rng = np.random.default_rng(0)
+    found = Candidates(
+        logits=rng.normal(size=(3, 4, 5)).astype(np.float32), iou=np.array([0.1, 0.9, 0.2], np.float32)
+    )
+    click = Prompts(points=np.array([[2, 1]], np.float32), point_labels=np.array([1]))
+    kept = ClickHistories(limit=1 << 20).answer(("slice",), click, lambda prompts, before: found)
+    np.testing.assert_array_equal(kept.logits, found.logits[1:2])
+    assert kept.iou.tolist() == found.iou[1:2].tolist()
+    assert not np.shares_memory(kept.logits, found.logits)
+    assert not np.shares_memory(kept.iou, found.iou)
 
 
 def test_a_click_on_a_sent_mask_keeps_what_it_is_not_about(make, ct, engine, monkeypatch, tmp_path):
