@@ -22,10 +22,10 @@ from trainers.pretrain.evaluate import dice
 from trainers.pretrain.export import SAM_TINY, export
 from trainers.pretrain.loop import Plan
 from trainers.pretrain.pool import Pool, build_pool
-from trainers.pretrain.recipe import Recipe
+from trainers.pretrain.recipe import Recipe, TinyRecipe
 from trainers.pretrain.samtinycalibrate import bend
 from trainers.pretrain.samtinyrounds import ambiguous, corrected, decode, first_asked, losses
-from trainers.pretrain.samtinyscenes import LOW, SceneSampler, TinyRecipe
+from trainers.pretrain.samtinyscenes import LOW, SceneSampler
 from trainers.pretrain.samtinytraining import train_sam_tiny
 
 TINY = TinyRecipe(images=2, prompts=2, corrected=1, warmup=2)

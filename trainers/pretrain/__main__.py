@@ -11,9 +11,9 @@ import torch
 from trainers.pretrain.export import PROMPTNET, SAM_TINY, export
 from trainers.pretrain.loop import Plan
 from trainers.pretrain.pool import build_pool
-from trainers.pretrain.recipe import Recipe
+from trainers.pretrain.recipe import Recipe, TinyRecipe
 from trainers.pretrain.sampler import Sampler
-from trainers.pretrain.samtinyscenes import SceneSampler, TinyRecipe
+from trainers.pretrain.samtinyscenes import SceneSampler
 from trainers.pretrain.samtinytraining import train_sam_tiny
 from trainers.pretrain.training import train
 

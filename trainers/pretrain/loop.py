@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from trainers.pretrain.recipe import Common
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -46,22 +48,6 @@ class Plan:
     bfloat16: bool = False
 
 
-class Rates(Protocol):
-    """The optimiser's numbers of a recipe: peak rate, warm-up steps, weight decay, decay of the average."""
-
-    @property
-    def rate(self) -> float: ...  # noqa: D102
-
-    @property
-    def warmup(self) -> int: ...  # noqa: D102
-
-    @property
-    def decay(self) -> float: ...  # noqa: D102
-
-    @property
-    def average(self) -> float: ...  # noqa: D102
-
-
 class Learner(Protocol):
     """A network and how it learns from a batch."""
 
@@ -80,7 +66,7 @@ class Learner(Protocol):
 
 
 def run(
-    learner: Learner, sampler: Dataset[Any], rates: Rates, plan: Plan
+    learner: Learner, sampler: Dataset[Any], rates: Common, plan: Plan
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Train until the plan's end, from the checkpoint in its folder where there is one.
 

@@ -15,7 +15,7 @@ from skimage.filters import threshold_multiotsu
 from skimage.segmentation import felzenszwalb, slic
 
 from trainers.pretrain.data import real_items
-from trainers.pretrain.recipe import Recipe
+from trainers.pretrain.recipe import Common
 from trainers.pretrain.synthetic import make_image
 
 Bytes = NDArray[np.uint8]
@@ -49,7 +49,7 @@ class Pool:
         return pair[0], pair[1]
 
 
-def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int, workers: int = 0) -> Pool:
+def build_pool(folder: Path, data: Path | None, recipe: Common, seed: int, workers: int = 0) -> Pool:
     """Make the pool, or open it where the same one was made before.
 
     Args:
@@ -81,7 +81,7 @@ def build_pool(folder: Path, data: Path | None, recipe: Recipe, seed: int, worke
     return Pool(folder)
 
 
-def _all_entries(data: Path | None, recipe: Recipe, seed: int, workers: int) -> Iterator[Entry]:
+def _all_entries(data: Path | None, recipe: Common, seed: int, workers: int) -> Iterator[Entry]:
     if data is not None:
         rng = np.random.default_rng([seed, 1])
         for item in real_items(data, rng):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from sam_infer.types import BoolArray, Box
 from trainers.pretrain.augment import augment_intensity, random_displacement, resample_mask
 from trainers.pretrain.frame import inverse, jitter_in_frame, neighbour, random_turn
 from trainers.pretrain.pool import Pool
-from trainers.pretrain.recipe import Recipe
+from trainers.pretrain.recipe import Common, Recipe
 from trainers.pretrain.synthetic import PARTS, SYNTHETIC
 
 MAX_POINTS = 8
@@ -28,16 +27,6 @@ _REAL_WEIGHTS = {
     "cxr_lung_v7": 4.0, "mr_wholeheart_hvsmr2": 1.2, "multi_medscribble": 0.7,
     "ct_totalseg_examples": 3.0, "ct_totalseg_vessels": 0.5, "ctmr_sts_mass": 1.0,
 }  # fmt: skip
-
-
-class Shares(Protocol):
-    """A recipe's shares of made images among all and of pseudo-objects among the real ones."""
-
-    @property
-    def synthetic_share(self) -> float: ...  # noqa: D102
-
-    @property
-    def pseudo_share(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +83,14 @@ class Sampler(Dataset[Drawn]):
             return None
         chosen = rng.choice(good, p=np.sqrt(sizes[good]) / np.sqrt(sizes[good]).sum())
         mask: BoolArray = labels == chosen
-        if kind == PARTS and rng.random() < self.recipe.whole_share:
+        if kind == PARTS and rng.random() < self.recipe.together_share:
             mask = labels > 0
         elif kind == SYNTHETIC and len(good) > 2 and rng.random() < 0.05:
             mask = np.isin(labels, rng.choice(good, min(len(good), int(rng.integers(2, 30))), False))
         return image, mask
 
 
-def choose_kind(groups: Mapping[str, Sequence[int]], recipe: Shares, rng: np.random.Generator) -> str:
+def choose_kind(groups: Mapping[str, Sequence[int]], recipe: Common, rng: np.random.Generator) -> str:
     """Which kind of image the next one is.
 
     Args:

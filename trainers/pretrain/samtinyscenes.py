@@ -5,7 +5,7 @@ Encoding is dear and decoding another prompt is cheap, so every image comes with
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,56 +22,12 @@ from sam_infer.types import BoolArray
 from trainers.pretrain.augment import augment_intensity, random_displacement, resample_mask
 from trainers.pretrain.frame import inverse, random_turn
 from trainers.pretrain.pool import Pool
+from trainers.pretrain.recipe import TinyRecipe
 from trainers.pretrain.sampler import choose_kind
 from trainers.pretrain.synthetic import PARTS, SYNTHETIC
 
 LOW = SIDE // 2
 _SMALLEST = 80
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyRecipe:
-    """How ``sam_tiny`` is trained.
-
-    Args:
-        synthetic: Number of images made by code in the pool.
-        images: Images a step.
-        prompts: Prompts an image.
-        corrected: How many of an image's prompts get corrective clicks.
-        rate: Peak learning rate.
-        warmup: Steps of linear warm-up.
-        decay: Weight decay.
-        average: Decay of the weight average (EMA) that is shipped.
-        synthetic_share: Share of images made by code, where there are real ones.
-        together_share: Share of objects that are all parts at once, in made images of alike parts.
-        pseudo_share: Share of pseudo-objects among the real images.
-        whole_share: Share of whole images; the rest are crops around an object.
-        mask_only_share: Share of steps whose prompts are neighbour-like masks alone.
-        box_share: Share of the other prompts that are boxes.
-        mask_share: Share that are a neighbour-like mask and its box; the rest are clicks.
-        jitter: Greatest move of a box side as a fraction of the box's side.
-    """
-
-    synthetic: int = 20_000
-    images: int = 3
-    prompts: int = 3
-    corrected: int = 1
-    rate: float = 1.2e-3
-    warmup: int = 100
-    decay: float = 0.02
-    average: float = 0.999
-    synthetic_share: float = 0.5
-    together_share: float = 0.4
-    pseudo_share: float = 0.33
-    whole_share: float = 0.4
-    mask_only_share: float = 0.08
-    box_share: float = 0.5
-    mask_share: float = 0.12
-    jitter: float = 0.2
-
-    def as_dict(self) -> dict[str, float]:
-        """All numbers by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 from sam_infer.engines.checkpoint import fill, read_state
 from sam_infer.networks.samtiny import build_sam_tiny
 from trainers.pretrain.loop import Plan, run
+from trainers.pretrain.recipe import TinyRecipe
 from trainers.pretrain.samtinyrounds import corrected, decode, first_asked, losses
-from trainers.pretrain.samtinyscenes import Scenes, SceneSampler, TinyRecipe
+from trainers.pretrain.samtinyscenes import Scenes, SceneSampler
 
 #: Corrective rounds of a step, drawn with equal chances.
 _CORRECTIONS = (1, 1, 2, 2, 4)
