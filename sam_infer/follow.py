@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from sam_infer.geometry import widen_box
 from sam_infer.step import Step, blend, clipped, overlap, window_around
 from sam_infer.stoprule import StopRule, histogram
 from sam_infer.types import BoolArray, Candidates, FloatArray, Prompts
@@ -148,14 +149,8 @@ def decode_neighbour(
         clicks: The user's clicks on slice ``k``.
         size: (H, W) of a slice.
     """
-    box = last.box
-    assert box is not None
-    box = (
-        max(0.0, box[0] - MARGIN),
-        max(0.0, box[1] - MARGIN),
-        min(size[1] - 1.0, box[2] + MARGIN),
-        min(size[0] - 1.0, box[3] + MARGIN),
-    )
+    assert last.box is not None
+    box = widen_box(last.box, (MARGIN,) * 4, size)
     carried = np.full(size, -CARRIED, np.float32)
     carried[last.window] = np.clip(last.logits_on(last.window), -CARRIED, CARRIED)
     return decode(k, [replace(clicks, box=box, mask_logits=carried)])[0]

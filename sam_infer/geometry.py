@@ -187,15 +187,49 @@ def union_box(boxes: Sequence[Box]) -> Box:
     return (x0, y0, x1, y1)
 
 
+def widen_box(box: Box, by: Sequence[float], size: tuple[int, int]) -> Box:
+    """A box whose sides move outward.
+
+    Args:
+        box: (x0, y0, x1, y1) in slice pixels.
+        by: Move of each side in pixels, in the order x0, y0, x1, y1.
+        size: (H, W) of the slice in pixels; the result is clipped to it.
+    """
+    height, width = size
+    left, top, right, bottom = by
+    return (
+        max(0.0, box[0] - left),
+        max(0.0, box[1] - top),
+        min(width - 1.0, box[2] + right),
+        min(height - 1.0, box[3] + bottom),
+    )
+
+
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest part of an (H, W) mask that hangs together, over corners too; an empty mask as it is."""
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    """The largest part of an (H, W) or (I, J, K) mask that hangs together, over corners too.
+
+    The first in array order wins a tie; an empty mask stays as it is.
+    """
+    parts, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
     if count < 2:
         return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     largest: NDArray[np.bool_] = parts == sizes.argmax()
     return largest
+
+
+def innermost(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Index of the pixel with the greatest distance to a mask's outside.
+
+    Args:
+        mask: Bool, of two or three dimensions, not empty. Beyond its border is outside; distances are in
+            pixels, and the first in array order wins a tie.
+    """
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    distance = ndimage.distance_transform_edt(np.pad(mask[box], 1))
+    index = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    return tuple(int(n) - 1 + part.start for n, part in zip(index, box, strict=True))
 
 
 def tight_box(mask: NDArray[np.bool_]) -> Box | None:

@@ -6,9 +6,8 @@ Coordinates are slice pixels xy (x = column, y = row), pixel centres at integers
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
-from sam_infer.geometry import largest_component, tight_box
+from sam_infer.geometry import innermost, largest_component
 from sam_infer.types import BoolArray, Box
 
 
@@ -42,10 +41,8 @@ def next_click(truth: BoolArray, mask: BoolArray) -> tuple[float, float, int] | 
     if best is None:
         return None
     _, component, label = best
-    x0, y0, x1, y1 = (int(v) for v in tight_box(component) or (0, 0, 0, 0))
-    distance = ndimage.distance_transform_edt(np.pad(component[y0 : y1 + 1, x0 : x1 + 1], 1))
-    row, column = np.unravel_index(int(np.argmax(distance)), distance.shape)
-    return float(column - 1 + x0), float(row - 1 + y0), label
+    row, column = innermost(component)
+    return float(column), float(row), label
 
 
 def jitter_box(box: Box, fraction: float, rng: np.random.Generator, image_size: tuple[int, int]) -> Box:
@@ -68,4 +65,21 @@ def jitter_box(box: Box, fraction: float, rng: np.random.Generator, image_size: 
     moved = np.array(box, float) + rng.uniform(-1.0, 1.0, 4) * reach
     x0, x1 = np.clip(np.sort(moved[[0, 2]]), 0, width - 1)
     y0, y1 = np.clip(np.sort(moved[[1, 3]]), 0, height - 1)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def shift_box(box: Box, rng: np.random.Generator, image_size: tuple[int, int]) -> Box:
+    """A box beside its object: both corners move alike, as in the training of SAM-Med2D (arXiv:2308.16184).
+
+    Args:
+        box: (x0, y0, x1, y1) in slice pixels.
+        rng: Source of the two moves, whole pixels, dx before dy: each up to half of the box's shorter side
+            (counted in pixels) and 5 pixels, either way.
+        image_size: (H, W) in pixels; the result is clipped to it.
+    """
+    height, width = image_size
+    reach = min(5, int(0.5 * min(box[2] - box[0] + 1, box[3] - box[1] + 1)))
+    dx, dy = rng.integers(-reach, reach, 2, endpoint=True).tolist()
+    x0, x1 = np.clip([box[0] + dx, box[2] + dx], 0, width - 1)
+    y0, y1 = np.clip([box[1] + dy, box[3] + dy], 0, height - 1)
     return float(x0), float(y0), float(x1), float(y1)
