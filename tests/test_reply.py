@@ -142,3 +142,23 @@ def test_a_file_on_disk_holds_the_same(tmp_path, monkeypatch):
     file, _ = make_reply(labelmap(), IMAGE, {"result_extension": ".nrrd"})
     np.testing.assert_array_equal(nrrd.read(file.write())[0], labelmap())
     assert io.BytesIO(b"".join(file.parts)).getbuffer().nbytes == next(tmp_path.iterdir()).stat().st_size
+
+
+@pytest.mark.parametrize("kind", [".nrrd", ".nii.gz"])
+def test_an_uncertainty_map_lies_on_its_label_map_whole_and_cut(tmp_path, kind):
+    doubt = np.arange(np.prod(SHAPE), dtype=np.uint32).reshape(SHAPE).astype(np.uint8)
+    asked = {"result_extension": kind, "output_uncertainty": True}
+    file, facts = make_reply(labelmap(), IMAGE, asked, uncertainty=doubt)
+    whole = read(file.uncertainty, tmp_path)
+    np.testing.assert_array_equal(whole.array, doubt)
+    np.testing.assert_allclose(whole.affine, AFFINE, atol=1e-5)
+    assert facts == {"empty": False} and file.uncertainty.kind == kind
+    part, facts = make_reply(labelmap(), IMAGE, {**asked, "result_region": True}, uncertainty=doubt)
+    cut = read(part.uncertainty, tmp_path)
+    np.testing.assert_array_equal(cut.array, doubt[19:32, 6:19, 3:16])
+    np.testing.assert_allclose(cut.affine, read(part, tmp_path).affine, atol=1e-5)
+
+
+def test_a_map_that_nobody_makes_is_refused():
+    with pytest.raises(InputError, match="output_uncertainty = True: this model makes no uncertainty map"):
+        make_reply(labelmap(), IMAGE, {"output_uncertainty": "true"})

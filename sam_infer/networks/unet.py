@@ -7,8 +7,6 @@ pixels and padded to a square; logits are resized back, so callers see native re
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from sam_infer.files import write_atomic
 from sam_infer.geometry import put_slice, slice_image
 from sam_infer.intensity import Window
+from sam_infer.networks.modelfile import Content, load_model, save_model
 from sam_infer.types import FloatArray
+from sam_infer.uncertainty import softmax_entropy
 from sam_infer.volumes import Image, empty_labelmap
 
 FORMAT = "samloop-unet/1"
@@ -124,10 +121,16 @@ class Prediction:
         labelmap: (I, J, K) uint8, values as in the model's labels.
         confidence: 0..1, mean probability of the predicted class over the pixels where background is not
             certain (`SUSPECT_BELOW`); 1 where there is no such pixel.
+        certainty: (I, J, K) uint8, the probability of each voxel's label, 255 = 1, and 0 where there is no
+            label; None where it was not asked for.
+        entropy: (I, J, K) uint8, the entropy of the classes over the greatest that it can be, 255 = 1; None
+            where it was not asked for.
     """
 
     labelmap: NDArray[np.uint8]
     confidence: float
+    certainty: NDArray[np.uint8] | None = None
+    entropy: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,30 +161,57 @@ class UnetModel:
         """Where the weights are."""
         return next(self.network.parameters()).device
 
-    def predict_volume(self, image: Image, window: Window) -> Prediction:
-        """Label a whole image, slice by slice.
+    def predict_volume(
+        self, image: Image, window: Window, *, certainty: bool = False, entropy: bool = False
+    ) -> Prediction:
+        """Label a whole image, a few slices at a time; no volume of probabilities is ever held.
 
         Args:
             image: A 2D image or a volume of any size.
             window: How its values become 0..1.
+            certainty: Make `Prediction.certainty`.
+            entropy: Make `Prediction.entropy`.
         """
         labelmap = empty_labelmap(image.shape)
+        sure = empty_labelmap(image.shape) if certainty else None
+        doubt = empty_labelmap(image.shape) if entropy else None
         values = torch.tensor([0, *self.labels.values()], dtype=torch.uint8)
         total, pixels = 0.0, 0
         for start in range(0, image.shape[2], BATCH):
             indices = range(start, min(start + BATCH, image.shape[2]))
             slices = windowed_slices(image, window, indices)
+            size = slices.shape[1:]
             logits = self._logits(slices)
-            inside = _content(logits, slices.shape[1:])
+            inside = _content(logits, size)
             total, pixels = total + inside[0], pixels + inside[1]
+            if doubt is not None:
+                _put(doubt, indices, 255 * softmax_entropy(from_square(logits, *size)))
             # Where background wins everywhere it also wins between the pixels: no need to look closer.
             found = logits.argmax(dim=1).flatten(1).any(dim=1)
-            winners = from_square(logits[found], *slices.shape[1:]).argmax(dim=1).cpu()
-            for k, winner in zip(
-                np.asarray(indices)[found.cpu().numpy()], values[winners].numpy(), strict=True
-            ):
-                put_slice(labelmap, int(k), winner)
-        return Prediction(labelmap=labelmap, confidence=total / pixels if pixels else 1.0)
+            native = from_square(logits[found], *size)
+            winners = native.argmax(dim=1)
+            holding = [k for k, holds in zip(indices, found.tolist(), strict=True) if holds]
+            _put(labelmap, holding, values.to(winners.device)[winners])
+            if sure is not None:
+                _put(sure, holding, 255 * torch.softmax(native, dim=1).amax(dim=1) * (winners > 0))
+        return Prediction(
+            labelmap=labelmap,
+            confidence=total / pixels if pixels else 1.0,
+            certainty=sure,
+            entropy=doubt,
+        )
+
+    def probabilities(self, image: Image, window: Window, k: int) -> FloatArray:
+        """The probability of each label on slice ``k``.
+
+        Returns:
+            (L, H, W) float32 in the order of ``labels``, at native resolution; what is missing to 1 is the
+            background's.
+        """
+        slices = windowed_slices(image, window, [k])
+        native = from_square(self._logits(slices), *slices.shape[1:])
+        out: FloatArray = torch.softmax(native, dim=1)[0, 1:].cpu().numpy()
+        return out
 
     def confidence(self, image: Image, window: Window, *, slices: int = 16) -> float:
         """`Prediction.confidence` from at most ``slices`` evenly spaced slices: what ranking cases needs."""
@@ -202,6 +232,13 @@ class UnetModel:
         return out
 
 
+def _put(volume: NDArray[np.uint8], indices: Sequence[int], slices: Tensor) -> None:
+    """Write (n, H, W) slices into an (I, J, K) volume; float values are rounded."""
+    whole = slices.round().to(torch.uint8) if slices.is_floating_point() else slices
+    for k, one in zip(indices, whole.cpu().numpy(), strict=True):
+        put_slice(volume, k, one)
+
+
 def _content(logits: Tensor, native: Sequence[int]) -> tuple[float, int]:
     """Sum of the winner's probability, and number, of the pixels that are not certain background."""
     height, width = fitted(native[0], native[1], logits.shape[-1])
@@ -220,18 +257,7 @@ def save_unet(path: Path | str, model: UnetModel) -> str:
     Returns:
         sha256 of the file's content, hex.
     """
-    header = {
-        "format": FORMAT,
-        "labels": json.dumps(list(model.labels.items())),
-        "size": str(model.size),
-        "channels": json.dumps(list(model.channels)),
-        "window": json.dumps(dict(model.window)),
-        "training": json.dumps(dict(model.training)),
-    }
-    state = {name: t.detach().cpu().contiguous() for name, t in model.network.state_dict().items()}
-    content = safetensors_bytes(state, metadata=header)
-    write_atomic(Path(path), content)
-    return hashlib.sha256(content).hexdigest()
+    return save_model(path, model, kind=FORMAT, extra={"channels": list(model.channels)})
 
 
 def load_unet(path: Path | str, *, device: str = "cpu") -> UnetModel:
@@ -245,30 +271,11 @@ def load_unet(path: Path | str, *, device: str = "cpu") -> UnetModel:
         FileNotFoundError: When there is no such file.
         ValueError: When the file is damaged or is something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path = {str(path)!r}: there are no U-Net weights; train or publish first")
-    remedy = "publish a model again, or put back a file from the history folder beside it"
-    try:
-        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            found = header.get("format")
-            if found != FORMAT:
-                raise ValueError(f"its format is {found!r}, expected {FORMAT!r}")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        labels = {str(name): int(value) for name, value in json.loads(header["labels"])}
-        channels = tuple(int(c) for c in json.loads(header["channels"]))
-        network = build_unet(labels=len(labels), channels=channels)
-        network.load_state_dict(state)
-        return UnetModel(
-            network=network.to(device).eval(),
-            labels=labels,
-            size=int(header["size"]),
-            channels=channels,
-            window=json.loads(header["window"]),
-            training=json.loads(header["training"]),
-            fingerprint=fingerprint,
-        )
-    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"path = {str(path)!r}: not a usable U-Net file ({error}); {remedy}") from error
+
+    def make(content: Content) -> UnetModel:
+        channels = tuple(int(c) for c in content.header["channels"])
+        network = build_unet(labels=len(content.labels), channels=channels)
+        network.load_state_dict(content.state)
+        return UnetModel(network=network.to(device).eval(), channels=channels, **content.common())
+
+    return load_model(path, make, kind=FORMAT, name="U-Net")

@@ -39,15 +39,23 @@ class ClickInfer(LabelmapTask):
         encoder: The engine behind its caches.
         library: Reads images.
         dimension: 2 = one slice, 3 = propagated through the volume.
+        options: Further options that viewers offer, with their defaults: for whoever serves the task.
     """
 
-    def __init__(self, *, encoder: SliceEncoder, library: ImageLibrary, dimension: int) -> None:
+    def __init__(
+        self,
+        *,
+        encoder: SliceEncoder,
+        library: ImageLibrary,
+        dimension: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(
             type="deepgrow",
             labels=[],
             dimension=dimension,
             description=DESCRIPTION[dimension].format(engine=encoder.engine.name),
-            config={"window_level": "", "window_width": "", "zoom": "auto"},
+            config={"window_level": "", "window_width": "", "zoom": "auto", **(options or {})},
         )
         self._encoder = encoder
         self._library = library

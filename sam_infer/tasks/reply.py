@@ -13,6 +13,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from numpy.typing import NDArray
 
+from sam_infer.errors import InputError
 from sam_infer.geometry import Region, filled_region
 from sam_infer.prompts.request import parse_flag
 from sam_infer.types import BoolArray
@@ -26,10 +27,13 @@ class LabelmapFile:
     Args:
         kind: Its extension, such as ".nrrd".
         parts: Its content, in order.
+        uncertainty: The uncertainty map of the label map, as a file of the same kind on the same grid: uint8,
+            0 = certain to 255; None where it was not asked for.
     """
 
     kind: str
     parts: tuple[bytes | memoryview, ...]
+    uncertainty: LabelmapFile | None = None
 
     def write(self) -> str:
         """Write it to a temporary file; whoever asked removes it.
@@ -50,6 +54,14 @@ class LabelmapTask(InferTask):
     def answer(self, request: Mapping[str, Any]) -> tuple[LabelmapFile | None, dict[str, Any]]:
         """The label map, None where there is none to send, and the reply's JSON."""
 
+    def fingerprint(self) -> str:
+        """Changes whenever the same request on the same image could be answered otherwise; "" = unknown.
+
+        Raises:
+            InputError: (409) While there is no model to answer with.
+        """
+        return ""
+
     def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Path of the label map's file, which the caller removes, or None; and the reply's JSON."""
         file, params = self.answer(request)
@@ -63,6 +75,7 @@ def make_reply(
     *,
     slices: Iterable[int] | None = None,
     existing: BoolArray | None = None,
+    uncertainty: NDArray[np.uint8] | None = None,
 ) -> tuple[LabelmapFile | None, dict[str, Any]]:
     """The file of a label map, and what the reply's JSON says of it.
 
@@ -70,18 +83,25 @@ def make_reply(
         labelmap: (I, J, K) uint8 in the image's voxel order.
         image: The image that it lies on.
         request: ``result_extension`` (".nrrd", ".nii.gz", ".nii", ".png"; default ".png" for a picture and
-            ".nii.gz" for a volume), ``result_compress`` (false = raw NRRD, as OHIF asks) and
-            ``result_region`` (true = only the box that holds something, or what differs from ``existing``).
+            ".nii.gz" for a volume), ``result_compress`` (false = raw NRRD, as OHIF asks),
+            ``result_region`` (true = only the box that holds something, or what differs from ``existing``)
+            and ``output_uncertainty``, which only a model that makes such a map can be asked for.
         slices: Slices that may hold something; None = all. The others are neither looked at nor compressed.
         existing: (I, J, K) bool, the mask that the client sent along and the label map continues.
+        uncertainty: (I, J, K) uint8, sent along with the label map; None where there is none.
 
     Returns:
         The file, and ``empty``; with ``result_region`` also ``region``: ``low`` and ``high`` as voxels of the
         image, both ends included. Where nothing is to be told, file and ``region`` are None.
 
     Raises:
-        InputError: When the extension cannot hold the label map, or a flag is neither true nor false.
+        InputError: When the extension cannot hold the label map, a flag is neither true nor false, or an
+            uncertainty map is asked for that there is not.
     """
+    if uncertainty is None and parse_flag("output_uncertainty", request.get("output_uncertainty")):
+        raise InputError(
+            "output_uncertainty", True, "this model makes no uncertainty map; leave it out, or ask unet"
+        )
     kind = str(request.get("result_extension") or (".png" if image.flat else ".nii.gz"))
     kind = kind if kind.startswith(".") else f".{kind}"
     compress = parse_flag("result_compress", request.get("result_compress"), default=True)
@@ -96,9 +116,15 @@ def make_reply(
         if filled is None:
             return None, facts
         facts["region"] = {"low": list(filled.low), "high": list(filled.high)}
+        uncertainty = None if uncertainty is None else filled.cut(uncertainty)
         labelmap, affine = filled.cut(labelmap), filled.affine(affine)
         filled = Region(low=(0, 0, 0), high=(0, 0, labelmap.shape[2] - 1))
     parts = labelmap_parts(
         labelmap, affine, kind, compress=compress, slices=range(0) if filled is None else filled.slices
     )
-    return LabelmapFile(kind=kind, parts=tuple(parts)), facts
+    beside = None
+    if uncertainty is not None:
+        beside = LabelmapFile(
+            kind=kind, parts=tuple(labelmap_parts(uncertainty, affine, kind, compress=compress))
+        )
+    return LabelmapFile(kind=kind, parts=tuple(parts), uncertainty=beside), facts

@@ -1,0 +1,171 @@
+"""A promptable engine, prompted by what a classifier looks at: presence, activation map, box, mask.
+
+After Ward and Imran (SAM-Mix, arXiv 2412.08575): the classifier says whether an object is on a slice, the
+part of its activation map that stands out (`sam_infer.prompts.activation`) becomes a box, and the box is the
+prompt. The best of the engine's candidates is taken; how theirs is chosen is not known. They work on single
+slices and one object. Here volumes are gone through slice by slice, and where the objects of several labels
+overlap the highest logit wins; both are this project's own choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_infer.embeddings import SliceEncoder
+from sam_infer.geometry import put_slice, tight_box
+from sam_infer.intensity import Window
+from sam_infer.networks.classifier import ClassifierModel
+from sam_infer.overlap import dice
+from sam_infer.prompts.activation import THRESHOLD, activation_parts
+from sam_infer.prompts.masks import MaskPrompt
+from sam_infer.refine import Refined, labelled
+from sam_infer.types import BoolArray, Box, FloatArray, Prompts
+from sam_infer.uncertainty import as_bytes, binary_entropy
+from sam_infer.volumes import Image, empty_labelmap
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamOptions:
+    """What is prompted.
+
+    Args:
+        presence: Probability from which on a label counts as present; None = the model's own.
+        threshold: Least value of the activation map in what becomes a box, above 0 up to 1.
+        every: A box for each part of the map that reaches the threshold, not only for that with the peak.
+        labels: Names of the labels to look for; None = all of the model's.
+    """
+
+    presence: float | None = None
+    threshold: float = THRESHOLD
+    every: bool = False
+    labels: Collection[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamAnswer:
+    """One label on one slice.
+
+    Args:
+        boxes: The prompts, (x0, y0, x1, y1) in slice pixels; that with the map's peak first.
+        iou: Predicted IoU, 0 to 1: the mean over the boxes.
+        agreement: Dice of the engine's mask with the part of the map that prompted it.
+    """
+
+    boxes: list[Box]
+    iou: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamLabel:
+    """What became of one label.
+
+    Args:
+        presence: (K,) float32, the probability that it is on a slice.
+        slices: The answers, by slice.
+        silent: Slices on which it is present and the activation map shows nothing.
+    """
+
+    presence: FloatArray
+    slices: dict[int, CamAnswer] = field(default_factory=dict)
+    silent: list[int] = field(default_factory=list)
+
+    @property
+    def score(self) -> float | None:
+        """Mean predicted IoU over the prompted slices; None where there is none."""
+        return float(np.mean([one.iou for one in self.slices.values()])) if self.slices else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamVolume:
+    """The answer for an image.
+
+    Args:
+        labelmap: (I, J, K) uint8.
+        labels: What became of each label that was looked for, by name.
+        uncertainty: (I, J, K) uint8, the binary entropy of the most doubtful mask at each voxel, 255 = 1 bit,
+            0 on slices where nothing was prompted; None where it was not asked for.
+    """
+
+    labelmap: NDArray[np.uint8]
+    labels: dict[str, CamLabel]
+    uncertainty: NDArray[np.uint8] | None = None
+
+
+def auto_cam(
+    image: Image,
+    model: ClassifierModel,
+    *,
+    encoder: SliceEncoder,
+    window: Window,
+    options: CamOptions,
+    zoom: bool | None = None,
+    uncertainty: bool = False,
+) -> CamVolume:
+    """Label an image from the classifier's activation maps.
+
+    Args:
+        image: A 2D image or a volume.
+        model: The classifier.
+        encoder: The engine behind its caches.
+        window: How the image's values become 0..1, for both.
+        options: What is prompted.
+        zoom: Whether the engine looks at a crop around the boxes, see `SliceEncoder`.
+        uncertainty: Make the uncertainty map.
+    """
+    threshold = model.threshold if options.presence is None else options.presence
+    out = empty_labelmap(image.shape)
+    doubt = empty_labelmap(image.shape) if uncertainty else None
+    table = model.presence(image, window)
+    names = [name for name in model.labels if options.labels is None or name in options.labels]
+    columns = {name: table[:, n] for n, name in enumerate(model.labels)}
+    labels = {name: CamLabel(presence=columns[name]) for name in names}
+    for k in range(image.shape[2]):
+        parts: dict[str, list[BoolArray]] = {}
+        for name in (name for name in names if columns[name][k] >= threshold):
+            activation = model.activation(image, window, k, name)
+            if activation is None:
+                labels[name].silent.append(k)
+            else:
+                parts[name] = activation_parts(activation, threshold=options.threshold, every=options.every)
+        if not parts:
+            continue
+        found = _prompted(parts, image, k, encoder=encoder, window=window, zoom=zoom)
+        for name, (answer, _) in found.items():
+            labels[name].slices[k] = answer
+        masks = {model.labels[name]: one for name, (_, one) in found.items()}
+        put_slice(out, k, labelled(masks, {}, (image.shape[1], image.shape[0])))
+        if doubt is not None:
+            entropies = [binary_entropy(one.logits) for one in masks.values()]
+            put_slice(doubt, k, as_bytes(np.max(entropies, axis=0)))
+    return CamVolume(labelmap=out, labels=labels, uncertainty=doubt)
+
+
+def _prompted(
+    parts: dict[str, list[BoolArray]],
+    image: Image,
+    k: int,
+    *,
+    encoder: SliceEncoder,
+    window: Window,
+    zoom: bool | None,
+) -> dict[str, tuple[CamAnswer, Refined]]:
+    """The engine's answer to the boxes of all labels of a slice, in one call of it."""
+    boxes = {name: [box for one in of if (box := tight_box(one)) is not None] for name, of in parts.items()}
+    prompts = [Prompts(box=box) for of in boxes.values() for box in of]
+    candidates = iter(encoder.decode(image, k, window, prompts, zoom=zoom))
+    out = {}
+    for name, of in boxes.items():
+        found = [next(candidates) for _ in of]
+        logits = np.max([one.logits[one.best] for one in found], axis=0)
+        iou = float(np.mean([one.iou[one.best] for one in found]))
+        agreement = dice(logits > 0, np.any(parts[name], axis=0))
+        none = np.zeros((0, 2), np.float32)
+        given = tuple(MaskPrompt(box=box, positive=None, negatives=none) for box in of)
+        mask = Refined(mask=logits > 0, logits=logits, iou=iou, prompts=given, agreement=agreement)
+        out[name] = CamAnswer(boxes=of, iou=iou, agreement=agreement), mask
+    return out
