@@ -1,5 +1,6 @@
 """Tiny labelled images for the tests of the loop: a bright disc at a random place on a dark ground."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image as PilImage
 
 from sam_infer.intensity import EIGHT_BIT
+from trainers.basis import Basis
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,11 @@ def one_thread():
 
 def window_for(image, request):
     return EIGHT_BIT
+
+
+def basis(model_dir, labels, **kwargs):
+    """What trainers stand on, for images of 48 pixels."""
+    return Basis(model_dir=model_dir, labels=labels, window_for=window_for, **{"size": 48, **kwargs})
 
 
 def disc(seed, *, width=48, height=48, radius=9, bright=200):
@@ -66,3 +73,19 @@ class Folder:
 
     def get_image_info(self, image_id):
         return self.info.get(image_id, {})
+
+    def get_label_uri(self, label_id, label_tag):
+        path = self.root / label_tag / f"{label_id}.png"
+        return str(path) if path.exists() else ""
+
+    def get_label_info(self, label_id, label_tag):
+        return json.loads((self.root / "info" / label_tag / f"{label_id}.json").read_text())
+
+    def save_label(self, image_id, label_filename, label_tag, label_info):
+        path = self.root / label_tag / f"{image_id}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(Path(label_filename).read_bytes())
+        info = self.root / "info" / label_tag / f"{image_id}.json"
+        info.parent.mkdir(parents=True, exist_ok=True)
+        info.write_text(json.dumps(label_info))
+        return image_id

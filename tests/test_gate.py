@@ -119,7 +119,7 @@ def test_a_line_cut_short_by_a_crash_spoils_neither_older_nor_newer_ones(publish
 
 
 def test_ledger_is_plain_json_also_for_labels_that_occur_nowhere(publisher):
-    both = Score(dice=0.5, per_label={"a": 0.5, "b": math.nan}, cases={"c": {"a": 0.5, "b": math.nan}})
+    both = Score(value=0.5, per_label={"a": 0.5, "b": math.nan}, cases={"c": {"a": 0.5, "b": math.nan}})
     publish(publisher, A, both)
     line = json.loads(publisher.ledger.read_text(), parse_constant=pytest.fail)
     assert line["candidate"]["per_label"] == {"a": 0.5, "b": None}

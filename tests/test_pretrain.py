@@ -16,6 +16,7 @@ from safetensors import safe_open
 from sam_infer.engines.registry import create_engine
 from sam_infer.networks.promptchannels import prompt_channels
 from sam_infer.networks.promptnet import PromptNet
+from sam_infer.overlap import dice
 from sam_infer.types import Candidates, Prompts
 from trainers.pretrain import data as data_module
 from trainers.pretrain.__main__ import main
@@ -24,7 +25,7 @@ from trainers.pretrain.baselines import BASELINES, baseline, opencv
 from trainers.pretrain.calibrate import error_unseen, fit, fit_cases
 from trainers.pretrain.cases import BENCHMARK, MADE, Case, benchmark_cases, held_out_cases, made_cases
 from trainers.pretrain.data import real_items
-from trainers.pretrain.evaluate import answers_of, dice, evaluate, markdown
+from trainers.pretrain.evaluate import answers_of, evaluate, markdown
 from trainers.pretrain.evaluate import main as measure_main
 from trainers.pretrain.export import export
 from trainers.pretrain.loop import Plan

@@ -16,9 +16,9 @@ from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 from sam_infer.geometry import tight_box
 from sam_infer.networks.samtiny import SIDE, build_sam_tiny
+from sam_infer.overlap import dice
 from sam_infer.types import Prompts
 from tests.conftest import disc
-from trainers.pretrain.evaluate import dice
 from trainers.pretrain.export import SAM_TINY, export
 from trainers.pretrain.loop import Plan
 from trainers.pretrain.pool import Pool, build_pool

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -12,19 +11,16 @@ import torch
 
 from apps.samloop.project import load_project
 from sam_infer.errors import InputError
-from sam_infer.intensity import Window
-from sam_infer.networks.unet import UnetModel, build_unet, load_unet
-from sam_infer.volumes import read_image
+from sam_infer.networks.unet import UnetModel, load_unet
 from tests.loop_data import (
     Folder,
+    basis,
     disc,
     one_thread,  # noqa: F401
     window_for,
 )
-from trainers.augment import Augmentation
-from trainers.data import Case, Slices, SliceStore, choose_slices, sampling_weights
+from trainers.data import Case
 from trainers.evaluate import dice_per_label, evaluate, summarize
-from trainers.loop import Settings, rate, supervised_step, train
 from trainers.split import is_held_out
 from trainers.unet import UnetTrainer
 
@@ -35,9 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(folder, **kwargs):
-    return UnetTrainer(
-        model_dir=folder / "model", labels=LABELS, window_for=window_for, size=48, threads=1, **kwargs
-    )
+    return UnetTrainer(basis(folder / "model", LABELS, **kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -46,130 +40,6 @@ def accepted(tmp_path_factory):
     for seed in range(10):
         store.add_disc(f"case_{seed:04d}", seed, value=5)
     return store
-
-
-def slices(count=6, size=48):
-    pairs = [disc(seed, width=size, height=size) for seed in range(count)]
-    return Slices(
-        images=np.stack([p[0] for p in pairs]),
-        labels=np.stack([p[1] for p in pairs]).astype(np.uint8),
-        cases=np.arange(count),
-    )
-
-
-def run(seed, iterations=4, **kwargs):
-    torch.manual_seed(0)
-    step = supervised_step(slices(), classes=1, batch=2, augment=Augmentation())
-    settings = Settings(iterations=iterations, epochs=2, seed=seed, **kwargs)
-    return train(build_unet(labels=1), step, settings)
-
-
-def weights(result):
-    return torch.cat([t.flatten().float() for t in result.network.state_dict().values()])
-
-
-def test_same_seed_gives_the_same_weights_and_another_seed_others():
-    first, again, other = run(1), run(1), run(2)
-    assert torch.equal(weights(first), weights(again)) and first.losses == again.losses
-    assert not torch.equal(weights(first), weights(other))
-
-
-def test_the_average_differs_from_the_last_weights():
-    assert not torch.equal(weights(run(1)), weights(run(1, ema=0.0)))
-
-
-def test_run_stops_when_time_is_up():
-    step = supervised_step(slices(), classes=1, batch=1)
-    late = train(build_unet(labels=1), step, Settings(iterations=100000, max_seconds=0.3))
-    assert 0 < late.iterations < 1000 and late.stopped == "time is up"
-
-
-def test_schedule_rises_then_falls_and_a_lost_run_is_an_error():
-    values = [rate(p / 100, warmup=0.1) for p in range(101)]
-    assert max(values) == pytest.approx(1.0) and values[0] < 0.2 and values[-1] == pytest.approx(0.01)
-    assert values[10:] == sorted(values[10:], reverse=True)
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        train(build_unet(labels=1), lambda s: next(s.network.parameters()).sum() * math.nan, Settings())
-
-
-def test_augmentation_moves_image_and_label_together_and_flips_only_when_asked():
-    image, mask = disc(3, bright=250)
-    images = torch.from_numpy(image)[None, None].float().repeat(16, 1, 1, 1) / 255
-    labels = torch.from_numpy(mask)[None, None].float().repeat(16, 1, 1, 1)
-    calm = {"gamma": 0.0, "contrast": 0.0, "brightness": 0.0, "noise": 0.0}
-    moved, marked = Augmentation(**calm)(images, labels, torch.Generator().manual_seed(0))
-    overlap = ((moved > 0.6) & (marked > 0)).sum() * 2 / ((moved > 0.6).sum() + (marked > 0).sum())
-    assert overlap > 0.93 and not torch.equal(marked, labels) and set(marked.unique().tolist()) == {0.0, 1.0}
-    still = {**calm, "rotation": 0.0, "scale": 0.0, "shift": 0.0, "bend": 0.0}
-    same, _ = Augmentation(**still)(images, labels, torch.Generator().manual_seed(0))
-    assert torch.allclose(same, images, atol=1e-5)
-    flipping = Augmentation(**still, flip_horizontal=True)
-    mirrored, _ = flipping(images, labels, torch.Generator().manual_seed(0))
-    hits = [torch.allclose(m, images[0].flip(-1), atol=1e-5) for m in mirrored]
-    assert 3 < sum(hits) < 13
-
-
-def test_slices_with_labels_come_first_and_some_without_are_kept():
-    filled = np.zeros(200, bool)
-    filled[50:150] = True
-    chosen = choose_slices(filled, limit=40, empty_share=0.25)
-    assert len(chosen) == 40 and sum(filled[chosen]) == 30 and chosen == sorted(set(chosen))
-    assert min(chosen) == 0 and max(chosen) == 199
-    assert choose_slices(np.array([False]), limit=4, empty_share=0.25) == [0]
-    assert choose_slices(np.array([True]), limit=4, empty_share=0.25) == [0]
-
-
-def test_rare_labels_and_small_cases_are_drawn_as_often_as_others():
-    labels = np.zeros((10, 4, 4), np.uint8)
-    labels[:9, 0, 0] = 1
-    labels[0, 1, 1] = 2
-    cases = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1])
-    drawn = sampling_weights(Slices(images=labels, labels=labels, cases=cases), classes=2)
-    assert drawn.sum() == pytest.approx(1)
-    assert drawn[8] == pytest.approx(8 * drawn[1])
-    assert drawn[0] == pytest.approx(1 / 3 + drawn[1]) and drawn[9] == pytest.approx(1 / 3)
-
-
-def test_prepared_slices_are_reused_and_a_changed_label_never_meets_an_old_entry(tmp_path):
-    store = Folder(tmp_path)
-    store.add_disc("a", 0, value=5, width=60, height=40)
-    reads = []
-
-    def read(path):
-        reads.append(path)
-        return read_image(path)
-
-    prepared = SliceStore(folder=tmp_path / "cache", labels=LABELS, size=48, window_for=window_for, read=read)
-    paths = store.datalist()[0]
-    case = Case(case_id="a", image=Path(paths["image"]), label=Path(paths["label"]))
-    first = prepared.load(case)
-    assert first.images.shape == (1, 48, 48) and set(np.unique(first.labels)) == {0, 1}
-    assert first.labels[0, 32:].max() == 0, "rows below a 60 x 40 slice are padding"
-    prepared.load(case)
-    assert len(reads) == 1
-    other = Window(level=100, width=50)
-    narrow = SliceStore(
-        folder=tmp_path / "cache", labels=LABELS, size=48, window_for=lambda image, request: other, read=read
-    )
-    assert narrow.load(case).images.max() == 255 and len(reads) == 2
-    store.add("a", disc(0, width=60, height=40)[0], np.zeros((40, 60)))
-    os.utime(case.label, ns=(1, 1))
-    assert prepared.load(case).labels.max() == 0
-
-
-def test_prepared_slices_stay_under_the_limit_of_the_disk(tmp_path):
-    store = Folder(tmp_path)
-    for seed in range(5):
-        store.add_disc(f"c{seed}", seed, value=5)
-    prepared = SliceStore(
-        folder=tmp_path / "cache", labels=LABELS, size=48, window_for=window_for, disk_limit=12_000
-    )
-    cases = [
-        Case(case_id=str(i), image=Path(e["image"]), label=Path(e["label"]))
-        for i, e in enumerate(store.datalist())
-    ]
-    assert len(prepared.load_all(cases)) == 5
-    assert sum(f.stat().st_size for f in (tmp_path / "cache").iterdir()) <= 12_000
 
 
 def test_dice_against_figures_worked_out_by_hand():
@@ -185,7 +55,7 @@ def test_dice_against_figures_worked_out_by_hand():
     missed = dice_per_label(np.zeros_like(truth), truth, labels)
     assert missed["disc"] == 0.0
     score = summarize({"a": found, "b": missed}, list(labels))
-    assert score.per_label["disc"] == 0.25 and score.dice == pytest.approx((0.25 + 0.0) / 2)
+    assert score.per_label["disc"] == 0.25 and score.value == pytest.approx((0.25 + 0.0) / 2)
     assert math.isnan(score.per_label["nowhere"]) and score.record()["per_label"]["nowhere"] is None
 
 
@@ -204,7 +74,7 @@ def test_evaluation_is_at_the_images_own_resolution(tmp_path):
     entry = store.datalist()[0]
     case = Case(case_id="a", image=Path(entry["image"]), label=Path(entry["label"]))
     model = UnetModel(network=Bright().eval(), labels=LABELS, size=48)
-    assert evaluate(model, [case], window_for=window_for).dice > 0.95
+    assert evaluate(model, [case], window_for=window_for).value > 0.95
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +106,7 @@ def test_a_worse_round_leaves_the_served_weights(rounds):
     assert second["champion_dice"] == first["candidate_dice"] == second["best_metric"]
     assert [line["decision"] for line in task.publisher.rounds()] == ["published", "refused"]
     assert (second["round"], second["epoch"], second["total_epochs"]) == (2, 1, 1)
-    assert not (task.model_dir / "unet-candidate.safetensors").exists()
+    assert not (task.basis.model_dir / "unet-candidate.safetensors").exists()
 
 
 def test_a_second_training_at_the_same_time_is_refused(rounds, accepted):
@@ -244,7 +114,7 @@ def test_a_second_training_at_the_same_time_is_refused(rounds, accepted):
     found = []
 
     def second():
-        with pytest.raises(InputError, match="a training of unet is running") as error:
+        with pytest.raises(InputError, match="a training is running") as error:
             task({**QUICK}, accepted)
         found.append(error.value.status)
 
@@ -275,7 +145,7 @@ def test_a_killed_training_leaves_the_last_outcome(rounds):
         "    print('told', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    argv = [sys.executable, "-c", code, str(task.model_dir)]
+    argv = [sys.executable, "-c", code, str(task.basis.model_dir)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
         assert process.stdout.readline() == b"told\n"
         assert task.stats()["running"] == 3
@@ -291,7 +161,7 @@ def test_a_failed_training_leaves_the_last_outcome(rounds, accepted, monkeypatch
     def fail(*args, **kwargs):
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("trainers.unet.train", fail)
+    monkeypatch.setattr("trainers.recipe.train", fail)
     with pytest.raises(FloatingPointError):
         task({**QUICK}, accepted)
     assert task.stats() == second
@@ -316,9 +186,7 @@ def test_warm_start_begins_where_the_served_model_is(rounds, accepted, tmp_path)
 
 def test_other_labels_start_from_scratch_and_replace(rounds, accepted, tmp_path):
     _, _, served, _ = rounds
-    other = UnetTrainer(
-        model_dir=tmp_path, labels={"ball": 5}, window_for=window_for, size=48, threads=1, iterations=15
-    )
+    other = UnetTrainer(basis(tmp_path, {"ball": 5}, iterations=15))
     other.path.write_bytes(served)
     result = other({"learning_rate": 0.005}, accepted)
     assert result["champion_dice"] is None and not result["warm_start"] and result["published"]
@@ -396,6 +264,6 @@ def test_thirty_radiographs_teach_what_a_lung_is(real_set, tmp_path):
     for path in sorted((folder / "images").iterdir())[:40]:
         for part in ("images", "labels"):
             (store.root / part / path.name).symlink_to(folder / part / path.name)
-    task = UnetTrainer(model_dir=tmp_path / "model", labels={"lungs": 1}, window_for=window_for, threads=1)
+    task = UnetTrainer(basis(tmp_path / "model", {"lungs": 1}, size=128))
     result = task({"iterations": 150}, store)
     assert result["published"] and result["candidate_dice"] > 0.8

@@ -1,4 +1,4 @@
-"""How good a model is: Dice on accepted cases that it never saw, at the images' own resolution."""
+"""How good a model is on accepted cases that it never saw, at the images' own resolution."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from trainers.data import Case, ReadImage, WindowFor
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Dice of one model.
+    """What one model reaches, the higher the better.
 
     Args:
-        dice: Mean over the labels of `per_label`, 0..1; nan where no label could be judged.
+        value: Mean over the labels of `per_label`, 0..1; nan where no label could be judged.
+        metric: What is measured, as records name it.
         per_label: Label name to the mean over the cases in which it occurs in truth or prediction; nan where
             it occurs nowhere.
-        cases: Case id to label name to Dice; nan where the label is in neither truth nor prediction.
+        cases: Case id to label name to value; nan where the label is in neither truth nor prediction.
+        nothing: What a model reaches that has learned nothing.
+        unjudged: What is wrong with the cases where no label could be judged.
     """
 
-    dice: float
+    value: float
+    metric: str = "dice"
     per_label: Mapping[str, float] = field(default_factory=dict)
     cases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    nothing: float = 0.0
+    unjudged: str = "no held-out case holds any of the labels"
 
     def record(self) -> dict[str, Any]:
         """For JSON: figures rounded to 4 digits, nan as None."""
@@ -38,7 +44,7 @@ class Score:
             return None if math.isnan(value) else round(value, 4)
 
         return {
-            "dice": plain(self.dice),
+            self.metric: plain(self.value),
             "per_label": {name: plain(v) for name, v in self.per_label.items()},
             "cases": {c: {n: plain(v) for n, v in row.items()} for c, row in self.cases.items()},
         }
@@ -70,8 +76,8 @@ def dice_per_label(
 
 def summarize(cases: Mapping[str, Mapping[str, float]], labels: Sequence[str]) -> Score:
     """Means over cases, then over labels, leaving out what is nan."""
-    per_label = {name: _mean([row[name] for row in cases.values()]) for name in labels}
-    return Score(dice=_mean(list(per_label.values())), per_label=per_label, cases=cases)
+    per_label = {name: mean([row[name] for row in cases.values()]) for name in labels}
+    return Score(value=mean(list(per_label.values())), per_label=per_label, cases=cases)
 
 
 def evaluate(
@@ -87,6 +93,7 @@ def evaluate(
     """
     rows = {}
     for case in cases:
+        assert case.label is not None
         image = read(case.image)
         truth = read_labelmap(case.label, image)
         predicted = model.predict_volume(image, window_for(image, {})).labelmap
@@ -94,6 +101,7 @@ def evaluate(
     return summarize(rows, list(model.labels))
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Mean of what is not nan; nan where nothing is left."""
     known = [v for v in values if not math.isnan(v)]
     return sum(known) / len(known) if known else math.nan

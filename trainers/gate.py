@@ -48,26 +48,25 @@ def decide(candidate: Score, champion: Score | None) -> Decision:
     Raises:
         ValueError: When the two were judged on different cases.
     """
-    new = candidate.dice
+    new, metric = candidate.value, candidate.metric.replace("_", " ").capitalize()
     if math.isnan(new):
-        return Decision(
-            publish=False, reason="no held-out case holds any of the labels, so nothing can be judged"
-        )
+        return Decision(publish=False, reason=f"{candidate.unjudged}, so nothing can be judged")
     if champion is None:
-        if new <= 0:
+        if new <= candidate.nothing:
             return Decision(
-                publish=False, reason="the candidate finds nothing on the held-out cases (Dice 0)"
+                publish=False,
+                reason=f"the candidate finds nothing on the held-out cases ({metric} {new:.3g})",
             )
-        return Decision(publish=True, reason=f"first model for these labels, Dice {new:.3f}")
-    if set(candidate.cases) != set(champion.cases):
+        return Decision(publish=True, reason=f"first model for these labels, {metric} {new:.3f}")
+    if (candidate.metric, set(candidate.cases)) != (champion.metric, set(champion.cases)):
         raise ValueError("candidate and champion must be evaluated on the same held-out cases")
-    old = champion.dice
+    old = champion.value
     if math.isnan(old) or new > old:
         return Decision(
-            publish=True, reason=f"better than the served model: Dice {new:.3f} against {old:.3f}"
+            publish=True, reason=f"better than the served model: {metric} {new:.3f} against {old:.3f}"
         )
     return Decision(
-        publish=False, reason=f"not better than the served model: Dice {new:.3f} against {old:.3f}"
+        publish=False, reason=f"not better than the served model: {metric} {new:.3f} against {old:.3f}"
     )
 
 

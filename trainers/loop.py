@@ -1,8 +1,9 @@
 """The one training loop: every trainer brings a step that returns a loss, the loop does the rest.
 
 AdamW, linear warm-up and cosine decay, an exponential moving average of the weights (what is kept in the
-end), a budget in iterations and minutes, and progress. With the same seed, data and
-number of threads a run on the CPU gives the same weights, as long as the time budget does not shorten it.
+end), a budget in iterations and minutes, progress, and checkpoints. With the same seed, data and number of
+threads a run on the CPU gives the same weights, killed and continued or not, as long as the time budget does
+not shorten it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.augment import Augmentation
-from trainers.data import Slices, sampling_weights
+from trainers.checkpoint import Checkpoint
 
 #: Share of the time budget after which it may shorten the schedule: too early it would only add noise.
 TRUST = 0.1
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Settings:
         device: "cpu", "cuda" or "cuda:0".
         epochs: Number of equal parts after which progress is told.
         clip: Largest norm of the gradient.
+        precision: "float32", or "bfloat16" for the network's products, where the processor is faster with it.
     """
 
     iterations: int = 400
@@ -52,12 +54,15 @@ class Settings:
     device: str = "cpu"
     epochs: int = 20
     clip: float = 5.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.epochs < 1:
             raise ValueError(f"iterations and epochs must be 1 or more: {self.iterations}, {self.epochs}")
         if not (self.learning_rate > 0 and self.max_seconds > 0 and 0 <= self.ema < 1):
             raise ValueError("learning_rate and max_seconds must be positive, ema in 0..1 without 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision = {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(kw_only=True)
@@ -66,15 +71,39 @@ class State:
 
     Args:
         network: Being trained.
+        average: The moving average of its weights, which nothing trains; the network itself without one.
         generator: On the CPU; the only source of randomness.
+        precision: See `Settings`.
         iteration: From 0.
         progress: Share of the budget that is spent, 0..1.
     """
 
     network: nn.Module
+    average: nn.Module
     generator: torch.Generator
+    precision: str = "float32"
     iteration: int = 0
     progress: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's float32 answer to a batch."""
+        return self._run(self.network, images)
+
+    @torch.no_grad()
+    def average_logits(self, images: Tensor) -> Tensor:
+        """The moving average's float32 answer to a batch, without gradient."""
+        return self._run(self.average, images)
+
+    def _run(self, network: nn.Module, images: Tensor) -> Tensor:
+        narrow = self.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=narrow):
+            out: Tensor = network(images)
+        return out.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +151,7 @@ def train(
     settings: Settings,
     *,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Train a network.
 
@@ -130,6 +160,8 @@ def train(
         step: Draws a batch with ``state.generator`` and returns the loss, a scalar.
         settings: How.
         on_epoch: Called `Settings.epochs` times.
+        checkpoint: Where the state is kept from time to time; a run that was killed goes on from there, and
+            ends with the weights that it would have had.
 
     Returns:
         The record; its network is the moving average where there is one.
@@ -139,12 +171,19 @@ def train(
     """
     network = network.to(settings.device).train()
     average = copy.deepcopy(network).eval().requires_grad_(False) if settings.ema else network
-    state = State(network=network, generator=torch.Generator().manual_seed(settings.seed))
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    state = State(
+        network=network,
+        average=average,
+        generator=torch.Generator().manual_seed(settings.seed),
+        precision=settings.precision,
     )
-    start, losses, pending = time.monotonic(), [], []
-    epoch, stopped = 0, ""
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    log = _Log()
+    if checkpoint is not None:
+        log = _resumed(checkpoint, state, optimiser) or log
+    start, stopped = time.monotonic() - log.seconds, ""
     while state.iteration < settings.iterations:
         elapsed = time.monotonic() - start
         state.progress = state.iteration / settings.iterations
@@ -163,24 +202,64 @@ def train(
         state.iteration += 1
         if settings.ema:
             _follow(average, network, decay=min(settings.ema, state.iteration / (state.iteration + 9)))
-        pending.append(float(loss.detach()))
-        if not math.isfinite(pending[-1]):
+        log.pending.append(float(loss.detach()))
+        if not math.isfinite(log.pending[-1]):
             raise FloatingPointError(
-                f"the loss is {pending[-1]} at step {state.iteration}; lower learning_rate"
+                f"the loss is {log.pending[-1]} at step {state.iteration}; lower learning_rate"
             )
-        if state.iteration * settings.epochs // settings.iterations > epoch:
-            epoch = state.iteration * settings.epochs // settings.iterations
-            losses.append(float(np.mean(pending)))
-            pending = []
+        epoch = state.iteration * settings.epochs // settings.iterations
+        if epoch > log.epoch:
+            log.epoch = epoch
+            log.losses.append(float(np.mean(log.pending)))
+            log.pending = []
             seconds = time.monotonic() - start
-            on_epoch(Progress(epoch=epoch, epochs=settings.epochs, loss=losses[-1], seconds=seconds))
+            on_epoch(Progress(epoch=epoch, epochs=settings.epochs, loss=log.losses[-1], seconds=seconds))
+        if checkpoint is not None and time.monotonic() - start - log.seconds >= checkpoint.every:
+            log.seconds = time.monotonic() - start
+            _keep(checkpoint, state, optimiser, log)
     return Run(
         network=average.eval(),
         iterations=state.iteration,
         seconds=time.monotonic() - start,
-        losses=losses,
+        losses=log.losses,
         stopped=stopped,
     )
+
+
+@dataclass(kw_only=True)
+class _Log:
+    """What a run has told so far; ``seconds`` is its age at the last checkpoint."""
+
+    epoch: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
+
+
+def _keep(checkpoint: Checkpoint, state: State, optimiser: torch.optim.Optimizer, log: _Log) -> None:
+    checkpoint.save(
+        {
+            "network": state.network.state_dict(),
+            "average": state.average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "generator": state.generator.get_state(),
+            "iteration": state.iteration,
+            "log": asdict(log),
+        }
+    )
+
+
+def _resumed(checkpoint: Checkpoint, state: State, optimiser: torch.optim.Optimizer) -> _Log | None:
+    """Put a kept state back; None where there is none of this run."""
+    kept = checkpoint.load()
+    if kept is None:
+        return None
+    state.network.load_state_dict(kept["network"])
+    state.average.load_state_dict(kept["average"])
+    optimiser.load_state_dict(kept["optimiser"])
+    state.generator.set_state(kept["generator"])
+    state.iteration = kept["iteration"]
+    return _Log(**kept["log"])
 
 
 def rate(progress: float, *, warmup: float) -> float:
@@ -188,38 +267,6 @@ def rate(progress: float, *, warmup: float) -> float:
     if progress < warmup:
         return (progress + 0.01) / (warmup + 0.01)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def supervised_step(
-    slices: Slices, *, classes: int, batch: int = 8, augment: Augmentation | None = None
-) -> Step:
-    """The step of plain supervised training.
-
-    Args:
-        slices: What is trained on; drawn with `sampling_weights`.
-        classes: Number of labels without background.
-        batch: Slices per step.
-        augment: Random changes; None = none.
-
-    Returns:
-        A step whose loss is Dice (over the batch, without background) plus cross entropy.
-    """
-    from monai.losses import DiceCELoss
-
-    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    weights = torch.from_numpy(sampling_weights(slices, classes=classes))
-
-    def step(state: State) -> Tensor:
-        drawn = torch.multinomial(weights, batch, replacement=True, generator=state.generator).numpy()
-        device = next(state.network.parameters()).device
-        images = torch.from_numpy(slices.images[drawn])[:, None].to(device).float() / 255.0
-        labels = torch.from_numpy(slices.labels[drawn])[:, None].to(device).float()
-        if augment is not None:
-            images, labels = augment(images, labels, state.generator)
-        loss: Tensor = criterion(state.network(images), labels)
-        return loss
-
-    return step
 
 
 @torch.no_grad()

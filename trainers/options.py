@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sam_infer.errors import InputError
@@ -19,6 +19,18 @@ def devices() -> list[str]:
 def first(value: object) -> object:
     """Viewers send the chosen entry, or the whole list, of which the first is meant."""
     return value[0] if isinstance(value, list) and value else value
+
+
+def choice(request: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
+    """One of the known values, the first by default.
+
+    Raises:
+        InputError: When it is something else.
+    """
+    value = first(request.get(name, known[0]))
+    if value not in known:
+        raise InputError(name, value, f"choose one of {', '.join(known)}")
+    return str(value)
 
 
 def flag(request: Mapping[str, Any], name: str, default: bool) -> bool:

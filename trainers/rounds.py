@@ -1,8 +1,8 @@
-"""The rounds of a trainer: one at a time, across processes, and what viewers are told about them.
+"""The rounds of trainers: one at a time, across processes, and what viewers are told about them.
 
-Three files in the folder of the weights: ``NAME.lock`` is held by the process that runs a round, and the
-system frees it however that process ends; ``NAME-stats.json`` is the outcome of the last finished round,
-replaced by the next outcome only; ``NAME-progress.json`` is there while a round runs.
+Files in the folder of the weights: ``training.lock`` is held by the process that runs a round of any trainer,
+and the system frees it however that process ends; ``training-progress.json`` is there while a round runs;
+``NAME-stats.json`` is the outcome of a trainer's last finished round, replaced by its next outcome only.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Rounds:
     """Runs one round at a time and keeps its record. Safe to use from several threads and processes.
 
     Args:
-        folder: Of the weights; made where it is missing.
+        folder: Of the weights, shared by all trainers; made where it is missing.
         name: Of the trainer.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self.outcome_path = folder / f"{name}-stats.json"
-        self.progress_path = folder / f"{name}-progress.json"
-        self._lock_path = folder / f"{name}.lock"
+        self.progress_path = folder / "training-progress.json"
+        self._lock_path = folder / "training.lock"
         self._read: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
         self._mutex = threading.Lock()
 
@@ -51,9 +51,10 @@ class Rounds:
         try:
             lock.acquire(timeout=PATIENCE_SECONDS)
         except Timeout:
-            remedy = f"a training of {self.name} is running; wait for its end, or stop it"
+            remedy = "a training is running; wait for its end, or stop it"
             raise InputError("model", self.name, remedy, status=409) from None
         try:
+            self.progress_path.unlink(missing_ok=True)  # of a process that was killed
             yield
         finally:
             self.progress_path.unlink(missing_ok=True)
@@ -61,7 +62,7 @@ class Rounds:
 
     def tell(self, progress: Mapping[str, Any]) -> None:
         """Record how the round that runs is doing."""
-        write_atomic(self.progress_path, json.dumps(dict(progress)).encode())
+        write_atomic(self.progress_path, json.dumps({"trainer": self.name, **progress}).encode())
 
     def finish(self, outcome: Mapping[str, Any]) -> None:
         """Record what a round came to."""
@@ -75,7 +76,7 @@ class Rounds:
         """
         with self._mutex:
             progress = self._content(self.progress_path)
-            running = bool(progress) and self._running()
+            running = progress.pop("trainer", None) == self.name and self._running()
             outcome = self._content(self.outcome_path)
         if not running:
             return outcome

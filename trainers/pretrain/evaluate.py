@@ -19,8 +19,9 @@ from sam_infer.engines.base import Engine
 from sam_infer.engines.registry import create_engine
 from sam_infer.geometry import tight_box
 from sam_infer.intensity import Window
+from sam_infer.overlap import dice
 from sam_infer.prompts.simulated import jitter_box, next_click
-from sam_infer.types import BoolArray, Box, Candidates, FloatArray, Prompts
+from sam_infer.types import Box, Candidates, FloatArray, Prompts
 from sam_infer.volumes import Image
 from trainers.pretrain.baselines import BASELINES, baseline, opencv
 from trainers.pretrain.cases import Case, benchmark_cases, held_out_cases
@@ -29,12 +30,6 @@ COLUMNS = ("box", "jitter", "c1", "c3", "c5", "box+1")
 _ZOOM = {"engine": None, "on": True, "off": False}
 _CLICKS = 5
 _JITTER = 0.1
-
-
-def dice(a: BoolArray, b: BoolArray) -> float:
-    """Dice of two (H, W) masks; 1 where both are empty."""
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if not total else 2.0 * int((a & b).sum()) / total
 
 
 Ask = Callable[[Prompts], Candidates]

@@ -1,0 +1,99 @@
+"""Kills each trainer in the middle, again and again, and lets it end; prints what became of it as JSON.
+
+Run as a process of its own, so that the children that are killed start from one thread:
+python -m tests.kill_trainers FOLDER
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import trainers.recipe
+from tests.semi_data import HELD, NAMES, draw_boxes, make_store, make_trainer
+
+REQUEST = {"iterations": 24, "learning_rate": 0.005}
+#: States of the loop that a child keeps before it is killed; divides neither 24 nor 48.
+EVERY = 7
+
+
+def killed(task, store):
+    """Train in a child that is killed once it kept its state `EVERY` times; whether it was."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        keep = trainers.recipe.Checkpoint.save
+
+        def save(self, state):
+            keep(self, state)
+            os.write(write, b".")
+
+        trainers.recipe.Checkpoint.save = save
+        try:
+            task(REQUEST, store)
+        finally:
+            os._exit(0)
+    os.close(write)
+    if all(os.read(read, 1) for _ in range(EVERY)):
+        os.kill(child, signal.SIGKILL)
+    os.close(read)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(root):
+    torch.set_num_threads(1)
+    trainers.recipe.KEEP_SECONDS = 0.0
+    found = {}
+    for name in ("unet", "mean_teacher", "self_training", "pseudo_label", "weak_box"):
+        results = []
+        for part in ("whole", "killed"):
+            folder = root / name / part
+            store = make_store(folder)
+            draw_boxes(folder, [n for n in NAMES if n not in HELD])
+            served = make_trainer("unet", folder)
+            served({"iterations": 2}, store)
+            before = {p: digest(p) for p in (folder / "labels").iterdir()} | {
+                served.path: digest(served.path)
+            }
+            task = make_trainer(name, folder)
+            kills = 0
+            if part == "killed":
+                while killed(task, store):
+                    kills += 1
+                    assert {p: digest(p) for p in before} == before, "a label or the served model changed"
+                    assert task.stats().get("running") is None
+            else:
+                task(REQUEST, store)
+            stats = task.stats()
+            results.append(
+                {
+                    "kills": kills,
+                    "published": stats["published"],
+                    "dice": stats["candidate_dice"],
+                    "weights": digest_of_weights(task),
+                    "left": sorted(p.name for p in task.path.parent.glob("*-work")),
+                    "labels": all(digest(p) == before[p] for p in before if p != served.path),
+                }
+            )
+        found[name] = results
+    print(json.dumps(found))
+
+
+def digest_of_weights(task):
+    """Of the served weights without their header, which tells seconds and rounds."""
+    from safetensors.torch import load_file
+
+    state = load_file(task.path)
+    return hashlib.sha256(b"".join(state[k].numpy().tobytes() for k in sorted(state))).hexdigest()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

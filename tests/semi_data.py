@@ -1,0 +1,56 @@
+"""A store of accepted and open discs, and the trainers that learn from both."""
+
+import numpy as np
+
+from sam_infer.embeddings import SliceEncoder
+from sam_infer.geometry import Region
+from tests.fakes import ThresholdEngine
+from tests.loop_data import Folder, basis, disc
+from trainers.boxes import BoxStore
+from trainers.mean_teacher import MeanTeacherTrainer
+from trainers.pseudo_label import PseudoLabelTrainer, SelfTrainingTrainer
+from trainers.split import is_held_out
+from trainers.unet import UnetTrainer
+from trainers.weak_box import WeakBoxTrainer
+
+LABELS = {"disc": 5}
+NAMES = [f"case_{n:04d}" for n in range(16)]
+HELD = [name for name in NAMES if is_held_out(name, fraction=0.25)]
+
+
+def make_store(root):
+    """Of 16 discs those that are held out and 4 others are accepted."""
+    store, others = Folder(root), 0
+    for seed, name in enumerate(NAMES):
+        others += name not in HELD
+        store.add_disc(name, seed, value=5, accepted=name in HELD or others <= 4)
+    return store
+
+
+def truth(name):
+    """(48, 48, 1) bool, the disc of a case."""
+    return disc(NAMES.index(name))[1].T[:, :, None]
+
+
+def draw_boxes(root, names):
+    """A box around each disc."""
+    boxes = BoxStore(root / "boxes")
+    for name in names:
+        i, j, _ = np.nonzero(truth(name))
+        region = Region(low=(int(i.min()), int(j.min()), 0), high=(int(i.max()), int(j.max()), 0))
+        boxes.put(name, {"disc": [region]}, who="ann")
+    return boxes
+
+
+def make_trainer(name, root, **kwargs):
+    """A trainer of this name whose models lie in ``root``/model."""
+    own = basis(root / "model", LABELS, **kwargs)
+    encoder = SliceEncoder(engine=ThresholdEngine())
+    makers = {
+        "unet": lambda: UnetTrainer(own),
+        "mean_teacher": lambda: MeanTeacherTrainer(own),
+        "self_training": lambda: SelfTrainingTrainer(own),
+        "pseudo_label": lambda: PseudoLabelTrainer(own, encoder=encoder),
+        "weak_box": lambda: WeakBoxTrainer(own, encoder=encoder, boxes=BoxStore(root / "boxes")),
+    }
+    return makers[name]()
