@@ -1,5 +1,7 @@
 """The project file: what of the caches can be set, and what cannot."""
 
+from pathlib import Path
+
 import pytest
 
 from apps.samloop.project import load_project
@@ -33,3 +35,11 @@ def test_embeddings_can_be_kept_off_the_disk_and_not_be_encoded_ahead(tmp_path):
 def test_bad_values_are_named(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         load(tmp_path, text)
+
+
+def test_the_table_of_image_labels_lies_beside_the_project_file(tmp_path):
+    assert load_project().image_labels is None
+    assert load(tmp_path, "image_labels: tables/a.csv\n").image_labels == tmp_path / "tables" / "a.csv"
+    assert load(tmp_path, "image_labels: /tables/a.csv\n").image_labels == Path("/tables/a.csv")
+    with pytest.raises(InputError, match="image_labels = 5: give the path of a CSV file, or null"):
+        load(tmp_path, "image_labels: 5\n")

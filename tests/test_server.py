@@ -42,9 +42,11 @@ def test_info_lists_what_the_viewers_show(served):
     assert {"sam_click_2d", "sam_click_3d", "unet"} <= set(info["models"])
     assert info["models"]["sam_click_2d"]["type"] == "deepgrow"
     assert info["models"]["sam_click_2d"]["dimension"] == 2
-    assert info["models"]["unet"]["labels"] in ([], {}), "3D Slicer would run an untrained model by itself"
-    assert set(info["strategies"]) == {"first", "random", "uncertainty"}
-    assert set(info["trainers"]) == {"unet"}
+    for name in ("unet", "sam_auto_net", "pseudo_label"):
+        assert info["models"][name]["labels"] in ([], {}), "3D Slicer would run an untrained model by itself"
+    assert set(info["strategies"]) == {"first", "random", "uncertainty", "disagreement", "diverse"}
+    assert next(iter(info["trainers"])) == next(iter(info["train_stats"])) == "unet", "viewers show the first"
+    assert {"pseudo_label", "self_training", "mean_teacher", "weak_box"} < set(info["trainers"])
     assert "config" not in info
     assert info["datastore"]["total"] == 2
 
@@ -458,6 +460,7 @@ def test_a_training_gets_its_own_settings_and_nothing_else(served, monkeypatch):
     body = {"iterations": 7, "bundle_path": "/tmp", "gpus": 5, "model": "x", "local_rank": 1}
     assert client.post("/train/unet", json=body).status_code == 200
     assert client.post("/train/", json={"unet": body}).status_code == 200
+    monkeypatch.setattr(app_instance()._infers["unet"], "fingerprint", lambda: "f1")
     assert client.post("/batch/infer/unet", json={**body, "max_batch_size": 1}).status_code == 200
     assert started[0] == {"model": "unet", "iterations": 7}
     for request in started:
@@ -465,30 +468,12 @@ def test_a_training_gets_its_own_settings_and_nothing_else(served, monkeypatch):
     assert client.post("/train/unet", json={"iterations": "abc"}).status_code == 400
     assert client.post("/train/", json={"unet": "abc"}).status_code == 400
     assert len(started) == 3
-
-
-@pytest.mark.parametrize("body", [{"label_tag": "final"}, {"label_tag": "../x"}, {"max_workers": "abc"}])
-def test_bad_batches_are_refused_at_once(served, body):
-    client, _, _ = served
-    assert client.post("/batch/infer/unet", json=body).status_code == 400
-
-
-def test_a_batch_goes_on_after_an_image_that_fails(served, monkeypatch):
-    from monailabel.interfaces.utils.app import app_instance
-
-    client, _, _ = served
-    done = []
-
-    def infer_one(request, _):
-        if request["image"] == "ct":
-            raise ValueError("damaged")
-        done.append(request["image"])
-        return {}
-
-    monkeypatch.setattr(app_instance(), "infer", infer_one)
-    reply = client.post("/batch/infer/sam_click_2d?run_sync=true", json={})
-    assert done == ["photo"]
-    assert reply.json() == {"ct": {"error": "damaged"}, "photo": {}}
+    monkeypatch.setattr(app_instance()._trainers["mean_teacher"], "precheck", lambda _: None)
+    for sent, model in (({}, "unet"), ({"mean_teacher": {}}, "mean_teacher")):
+        assert list(client.post("/train/", json=sent).json()) == [model]
+        assert started[-1]["model"] == model
+    both = {"unet": {}, "mean_teacher": {}}
+    assert list(client.post("/train/", json=both).json()) == ["unet"], "each would replace the other's model"
 
 
 @pytest.mark.parametrize("info", [[1], "x", None, 5, {"strategy": "x"}, {"id": "photo"}, {"n": float("nan")}])
@@ -534,6 +519,24 @@ def test_bodies_held_in_memory_are_bounded(served):
     assert wrong.status_code == 422
     assert "run_sync" in wrong.json()["detail"]
     assert "secret" not in wrong.text
+
+
+def test_viewers_show_the_training_that_counts(served, monkeypatch):
+    """They show the first statistics: of what runs, else of the last round of the first trainer's model."""
+    from monailabel.interfaces.utils.app import app_instance
+
+    client, _, _ = served
+    trainers = app_instance()._trainers
+
+    def first(**stats):
+        for name in trainers:
+            monkeypatch.setattr(trainers[name], "stats", lambda name=name: stats.get(name, {}))
+        return next(iter(client.get("/info/").json()["train_stats"]))
+
+    assert first() == "unet"
+    assert first(unet={"round": 1}, mean_teacher={"round": 2}, cam_classifier={"round": 9}) == "mean_teacher"
+    assert first(unet={"round": 3}, mean_teacher={"round": 2}) == "unet"
+    assert first(unet={"round": 3}, cam_classifier={"running": 1}) == "cam_classifier"
 
 
 def test_one_training_is_started_however_many_ask(served, monkeypatch):

@@ -127,7 +127,7 @@ class Oracle:
             }
             return {
                 "labels": LABELS,
-                "models": {"unet": {}, "sam_click_2d": {}, "sam_click_3d": {}},
+                "models": {"unet": {}, "sam_click_2d": {}, "sam_click_3d": {}, "pseudo_label": {}},
                 "trainers": {"unet": {}},
                 "strategies": {"random": {}, "first": {}},
                 "train_stats": {"unet": stats if self.rounds else {}},
@@ -157,6 +157,8 @@ class Oracle:
                     sent = nrrd.read(str(path), index_order="F")[0]
             state.requests.append({"model": model, "image": image, "params": params, "mask": sent})
             assert output == "all"
+            if model == "pseudo_label":
+                raise HTTPException(404, "nothing is stored for this case")
             if model != "unet":
                 return self.click(image, params, sent)
             if not state.trained:
@@ -563,3 +565,22 @@ def test_figure_of_several_reports(tmp_path):
     plot_reports({"first": one([6, 5, 3, 2]), "second": one([7, 7, 6])}, tmp_path / "curve.png")
     plot_reports({"none": one([])}, tmp_path / "empty.png")
     assert PilImage.open(tmp_path / "curve.png").size[0] > 800
+
+
+@pytest.mark.parametrize("trainer", ["unet", "pseudo_label", "weak_box", "cam_classifier"])
+def test_what_most_trainers_train_proposes_where_nothing_is_named(oracle, trainer):
+    """`pseudo_label` is a model too, but of what is stored for some cases."""
+    oracle.add_picture("a", picture())
+    oracle.state.trained = True
+    done = play(oracle, trainer=trainer)
+    assert done["proposal_model"] == "unet"
+    assert done["proposal_dice"] > 0
+
+
+def test_a_model_that_has_nothing_for_a_case_proposes_nothing(oracle):
+    oracle.add_picture("a", picture())
+    oracle.state.trained = True
+    done = play(oracle, proposal_model="pseudo_label")
+    assert done["proposal_model"] == "pseudo_label"
+    assert done["cases"][0]["proposal_dice"] is None
+    assert done["complete"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from apps.samloop import cases, clinician, report
 from apps.samloop.client import Client, ServerError, read_bytes
 from sam_infer.errors import InputError
+from sam_infer.overlap import dice
 from sam_infer.types import BoolArray
 from sam_infer.volumes import Image
 
@@ -28,6 +29,7 @@ class CaseWork:
         labels: Name to index of the labels that are drawn.
         all_labels: Name to index of all labels of the server.
         proposal_model: The model that proposes.
+        proposal_params: What it is asked with.
         budget: Clicks for each label of a case.
         accept_dice: Dice from which the clinician is content.
         box_first: Begin an object without a proposal with a box.
@@ -42,6 +44,7 @@ class CaseWork:
         labels: dict[str, int],
         all_labels: dict[str, int],
         proposal_model: str,
+        proposal_params: Mapping[str, Any],
         budget: int,
         accept_dice: float,
         box_first: bool,
@@ -52,6 +55,7 @@ class CaseWork:
         self.labels = labels
         self.all_labels = all_labels
         self.proposal_model = proposal_model
+        self.proposal_params = proposal_params
         self.budget = budget
         self.accept_dice = accept_dice
         self.box_first = box_first
@@ -89,10 +93,10 @@ class CaseWork:
         before: dict[str, float | None] = {}
         for name in order:
             start = None if proposal is None else proposal.get(name, np.zeros(image.shape, bool))
-            before[name] = None if start is None else round(clinician.dice(start, wanted[name]), 4)
+            before[name] = None if start is None else round(dice(start, wanted[name]), 4)
             drawn[name] = self._draw(image_id, image, name, wanted[name], start if before[name] else None)
         labelmap = cases.merge({n: drawn[n].mask for n in order}, self.labels, image.shape)
-        final = {n: round(clinician.dice(labelmap == self.labels[n], wanted[n]), 4) for n in order}
+        final = {n: round(dice(labelmap == self.labels[n], wanted[n]), 4) for n in order}
         if self.store_truth:
             labelmap = cases.merge({n: wanted[n] for n in order}, self.labels, image.shape)
         self._accept(image_id, labelmap, image, order)
@@ -118,11 +122,11 @@ class CaseWork:
         }
 
     def _proposal(self, image_id: str, image: Image) -> dict[str, BoolArray] | None:
-        """The model's masks by label name; None where no model has been trained yet."""
+        """The model's masks by label name; None where it is not trained yet, or has nothing for this case."""
         try:
-            reply = self.client.infer(self.proposal_model, image_id, dict(_REPLY))
+            reply = self.client.infer(self.proposal_model, image_id, {**self.proposal_params, **_REPLY})
         except ServerError as error:
-            if error.status == 409:
+            if error.status in (404, 409):
                 return None
             raise
         names = cases.label_indices(reply.params.get("label_names")) or self.all_labels

@@ -1,4 +1,4 @@
-"""The command line: samloop serve | simulate | embed | weights."""
+"""The command line: samloop serve | predict | simulate | embed | weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sam_infer.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    from apps.samloop import embed, serve, simulate, weights
+    from apps.samloop import embed, predict, serve, simulate, weights
 
     parser = argparse.ArgumentParser(
         prog="samloop",
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     serve.add_parser(commands)
+    predict.add_parser(commands)
     simulate.add_parser(commands)
     embed.add_parser(commands)
     weights.add_parser(commands)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from sam_infer.geometry import slice_image
+from sam_infer.overlap import dice
 from sam_infer.prompts.simulated import next_click
 from sam_infer.types import BoolArray
 
@@ -60,12 +61,6 @@ class Drawing:
 
 #: (clicks so far, box or None) -> (I, J, K) bool: the server's mask.
 Ask = Callable[[Sequence[Click], Roi | None], BoolArray]
-
-
-def dice(first: BoolArray, second: BoolArray) -> float:
-    """Dice of two masks of equal shape; 1 where both are empty."""
-    total = int(first.sum()) + int(second.sum())
-    return 2 * int((first & second).sum()) / total if total else 1.0
 
 
 def place_click(truth: BoolArray, mask: BoolArray, ignore: BoolArray | None = None) -> Click | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import UploadFile
+from monailabel.interfaces.datastore import DefaultLabelTag
 
 from sam_infer.errors import InputError
 from sam_infer.volumes import EXTENSIONS, extension, stem
@@ -61,6 +62,18 @@ def check_tag(value: str) -> str:
     if not _TAG.fullmatch(value):
         raise InputError("tag", value, "send letters, digits, '.', '-' and '_' only, 64 at most")
     return value
+
+
+def check_result_tag(tag: object) -> str:
+    """The tag under which a result is stored, "original" where none is named.
+
+    Raises:
+        InputError: When it cannot be a tag, or is the one of accepted labels.
+    """
+    tag = check_tag(str(tag or DefaultLabelTag.ORIGINAL.value))
+    if tag == DefaultLabelTag.FINAL.value:
+        raise InputError("label_tag", tag, "a result is not accepted by the one who made it; use another tag")
+    return tag
 
 
 def parse_object(argument: str, text: str | bytes) -> dict[str, Any]:

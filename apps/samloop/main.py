@@ -1,10 +1,10 @@
-"""The MONAI Label application: registers what the project file names, nothing else."""
+"""The MONAI Label application: what `apps.samloop.models` makes, behind MONAI Label's interface."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,18 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from apps.samloop.incoming import check_tag
+from apps.samloop.batchinfer import batch_infer
+from apps.samloop.clickboxes import click_boxes
+from apps.samloop.incoming import check_result_tag, check_tag
+from apps.samloop.models import Models, cores, home_of
 from apps.samloop.project import Project, load_project, override
 from apps.samloop.shared_cores import SharedCores
-from apps.samloop.store import HOME, SafeDatastore
+from apps.samloop.store import SafeDatastore
 from sam_infer.ahead import EncodeAhead
-from sam_infer.embeddings import SliceEncoder
-from sam_infer.embeddingstore import EmbeddingStore
-from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
-from sam_infer.library import ImageLibrary
 from sam_infer.prompts.multi import BACKGROUND
-from sam_infer.tasks.click import ClickInfer
-from sam_infer.tasks.multi import MultiInfer
 from sam_infer.tasks.reply import LabelmapFile
-from sam_infer.tasks.scribble import ScribbleInfer
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +53,8 @@ class SamloopApp(MONAILabelApp):
         self.home = home_of(studies)
         torch.set_num_threads(max(1, cores() // self.project.infer_workers))
         self.cores = SharedCores(cores())
-        self.library = ImageLibrary(
-            limit=self.project.volumes_mb << 20, ct=self.project.ct, other=self.project.other
-        )
-        self.encoder = SliceEncoder(
-            engine=create_engine(self.project.engine, **self.project.engine_options),
-            store=embedding_store(self.project, self.home),
-            embedding_bytes=self.project.embeddings_mb << 20,
-        )
+        self.models = Models(self.project, self.home)
+        self.library, self.encoder = self.models.library, self.models.encoder
         self.ahead = EncodeAhead(encoder=self.encoder, library=self.library)
         super().__init__(
             app_dir=app_dir,
@@ -92,64 +82,32 @@ class SamloopApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, Any]:
         """The project's models."""
-
-        def unet() -> Any:
-            from sam_infer.tasks.unet import UnetInfer
-
-            return UnetInfer(
-                path=self.home / "models" / "unet.safetensors",
-                labels=self.project.labels,
-                window_for=self.library.window_for,
-                read=self.library.read,
-                device=self.project.device,
-            )
-
-        makers = {
-            "sam_click_2d": lambda: ClickInfer(encoder=self.encoder, library=self.library, dimension=2),
-            "sam_click_3d": lambda: ClickInfer(encoder=self.encoder, library=self.library, dimension=3),
-            "sam_multi": lambda: MultiInfer(
-                encoder=self.encoder, library=self.library, labels=self.project.labels
-            ),
-            "sam_scribble": lambda: ScribbleInfer(encoder=self.encoder, library=self.library),
-            "unet": unet,
-        }
-        return {name: makers[name]() for name in self.project.models}
+        return self.models.infers(self.datastore)
 
     def init_trainers(self) -> dict[str, Any]:
         """The project's trainers."""
-
-        def unet() -> Any:
-            from trainers.unet import UnetTrainer
-
-            return UnetTrainer(
-                model_dir=self.home / "models",
-                labels=self.project.labels,
-                window_for=self.library.window_for,
-                window=self.project.window,
-                read=self.library.read,
-                held_out=self.project.held_out,
-                group=self.project.group,
-                threads=max(1, cores() - 1),
-            )
-
-        makers = {"unet": unet}
-        return {name: makers[name]() for name in self.project.trainers}
+        return self.models.trainers()
 
     def init_strategies(self) -> dict[str, Any]:
         """The project's strategies."""
-        from apps.samloop.strategies import First, RandomCase, Uncertainty
+        return self.models.strategies()
 
-        unet = self._infers.get("unet")
-        makers = {
-            "first": First,
-            "random": RandomCase,
-            "uncertainty": lambda: Uncertainty(
-                model=unet.model if unet else lambda: None,
-                window_for=self.library.window_for,
-                read=self.library.read,
-            ),
-        }
-        return {name: makers[name]() for name in self.project.strategies}
+    def info(self) -> dict[str, Any]:
+        """As stock; the statistics that viewers show, which are the first, are of the training that counts.
+
+        It runs, or it was the last that trained the same model as the project's first trainer.
+        """
+        found = dict(super().info())
+        stats = found["train_stats"]
+        paths = {name: trainer.path for name, trainer in self._trainers.items()}
+        first = next(iter(paths.values()), None)
+
+        def order(name: str) -> tuple[bool, bool, int]:
+            round_ = int(stats[name].get("round") or 0)
+            return ("running" not in stats[name], paths[name] != first, -round_)
+
+        found["train_stats"] = {name: stats[name] for name in sorted(stats, key=order)}
+        return found
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """`answer` with its label map as a file, ``file``, which the caller removes."""
@@ -179,37 +137,60 @@ class SamloopApp(MONAILabelApp):
         datastore = datastore or self.datastore()
         request = dict(request)
         image_id = request.get("image")
-        tag = check_tag(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value))
         save = str(request.get("save_label", False)).lower() == "true" and "image_path" not in request
-        if save and tag == DefaultLabelTag.FINAL.value:
-            raise InputError(
-                "label_tag", tag, "a result is not accepted by the one who made it; use another tag"
-            )
+        sent = request.get("label_tag")
+        tag = check_result_tag(sent) if save else check_tag(str(sent or DefaultLabelTag.ORIGINAL.value))
         transient = request["transient"] = "image_path" in request
+        request["image_id"] = None if transient else image_id
         request["image"] = request.pop("image_path", None) or self.image_path(image_id, datastore)
         if save:
             request["result_region"] = False
+        drawn = click_boxes(request, self.library.read, self.project.labels)
         with self.ahead.request(), self.cores.request():
             file, params = task.answer(request)
-        if self.project.encode_ahead and self._server_mode and not transient:
+        if drawn is not None:
+            params["stored_boxes"] = drawn.store(self.models.boxes)
+        if self.project.encode_ahead and self._server_mode and not transient and "window" in params:
             k = params.get("slice") if params.get("axis", 2) == 2 else None
             self.ahead.open(request["image"], window=Window(**params["window"]), k=k)
             params["embedding_progress"] = self.ahead.progress(request["image"])
         label = None
         if file is not None and save:
-            named = [{"name": n, "idx": v, "value": v} for n, v in params.get("label_names", {}).items()]
-            for unknown in (entry["name"] for entry in named if entry["name"] not in self.project.labels):
-                known = ", ".join(self.project.labels)
-                raise InputError(
-                    "label", unknown, f"a result that is stored needs a label of the project: {known}"
-                )
-            info = {"model": request["model"], "params": params, "label_info": named}
-            path = file.write()
-            try:
-                label = datastore.save_label(image_id, path, tag, info)
-            finally:
-                Path(path).unlink()
+            label = self.keep(
+                str(image_id), file, tag, {"model": request["model"], "params": params}, datastore
+            )
         return file, {"label": label, "tag": tag, "params": params}
+
+    def keep(
+        self, image_id: str, file: LabelmapFile, tag: str, info: Mapping[str, Any], datastore: Datastore
+    ) -> str:
+        """Store a result.
+
+        Args:
+            image_id: Its image.
+            file: The label map.
+            tag: Any but final.
+            info: What is stored of it; ``params`` is the reply's JSON.
+            datastore: Where to.
+
+        Returns:
+            The label's id.
+
+        Raises:
+            InputError: When it holds a label that is none of the project.
+        """
+        names = info["params"].get("label_names", {})
+        named = [{"name": name, "idx": value, "value": value} for name, value in names.items()]
+        for unknown in (name for name in names if name not in self.project.labels):
+            known = ", ".join(self.project.labels)
+            raise InputError(
+                "label", unknown, f"a result that is stored needs a label of the project: {known}"
+            )
+        path = file.write()
+        try:
+            return str(datastore.save_label(image_id, path, tag, {**info, "label_info": named}))
+        finally:
+            Path(path).unlink()
 
     def prefetch(self, image_id: str) -> None:
         """Read a case, and encode its slices, before its first click."""
@@ -232,19 +213,11 @@ class SamloopApp(MONAILabelApp):
             )
         return str(uri)
 
-    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
-        """Batch inference; an image that fails is reported, and the others go on."""
-        if not torch.cuda.is_available():
-            request = {**request, "multi_gpu": False, "device": "cpu"}
-
-        def infer(one: dict[str, Any], store: Datastore) -> dict[str, Any]:
-            try:
-                return self.infer(one, store)
-            except Exception as error:
-                logger.warning("Image %s failed: %s", one.get("image"), error)
-                return {"error": str(error)}
-
-        return self._batch_infer(request, datastore or self.datastore(), infer)
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run a model over many images; see `apps.samloop.batchinfer`. Returns the report's totals."""
+        if not self._server_mode:
+            os.nice(10)
+        return batch_infer(self, request, datastore or self.datastore())
 
     def train(self, request: dict[str, Any]) -> Any:
         """Train; in a process of its own, with a low priority so that clicks stay fast."""
@@ -260,23 +233,3 @@ class SamloopApp(MONAILabelApp):
         embedding = engine.encode(np.zeros((64, 64), np.float32))
         point = Prompts(points=np.array([[32, 32]], np.float32), point_labels=np.array([1]))
         engine.decode(embedding, [point, Prompts(box=(16, 16, 48, 48))])
-
-
-def embedding_store(project: Project, home: Path) -> EmbeddingStore | None:
-    """Where embeddings are kept on disk; None where the project wants none."""
-    if not project.embeddings_disk_mb:
-        return None
-    return EmbeddingStore(folder=home / "embeddings", limit=project.embeddings_disk_mb << 20)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def home_of(studies: str) -> Path:
-    """Where models and history are kept: beside local images, in the user's cache for a URL."""
-    if studies.startswith(("http://", "https://")):
-        name = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
-        return Path.home() / ".cache" / "samloop" / name
-    return Path(studies).expanduser().resolve() / HOME

@@ -17,9 +17,18 @@ from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 
 DEFAULT = Path(__file__).with_name("project.yaml")
-MODELS = ("sam_click_2d", "sam_click_3d", "sam_multi", "sam_scribble", "unet")
-TRAINERS = ("unet",)
-STRATEGIES = ("first", "random", "uncertainty")
+MODELS = (
+    "sam_click_2d",
+    "sam_click_3d",
+    "sam_multi",
+    "sam_scribble",
+    "unet",
+    "sam_auto_net",
+    "sam_auto_cam",
+    "pseudo_label",
+)
+TRAINERS = ("unet", "pseudo_label", "self_training", "mean_teacher", "weak_box", "cam_classifier")
+STRATEGIES = ("first", "random", "uncertainty", "disagreement", "diverse")
 MAX_LABELS = 254
 
 
@@ -41,6 +50,7 @@ class Project:
         strategies: Active learning strategies served.
         held_out: Share of the accepted cases that judge models and never train them.
         group: Regular expression that groups case ids for the split; None = each case by itself.
+        image_labels: CSV file of what whole images show, for `cam_classifier`; None = there is none.
         volumes_mb: Limit of images in memory.
         embeddings_mb: Limit of slice embeddings in memory.
         embeddings_disk_mb: Limit of slice embeddings on disk; 0 = none are kept there.
@@ -61,6 +71,7 @@ class Project:
     strategies: tuple[str, ...]
     held_out: float
     group: str | None
+    image_labels: Path | None
     volumes_mb: int
     embeddings_mb: int
     embeddings_disk_mb: int
@@ -106,7 +117,7 @@ def load_project(path: Path | None = None) -> Project:
                         f"{path.name}: {key}.{inner}", value[inner], f"known keys: {', '.join(known)}"
                     )
             settings[key] = {**known, **value}
-    return _project(settings)
+    return _project(settings, folder=path.parent if path is not None else Path())
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _project(settings: Mapping[str, Any]) -> Project:
+def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
     engine, split, limits, window = (settings[k] for k in ("engine", "split", "limits", "window"))
     held_out = split["held_out"]
     if not isinstance(held_out, int | float) or not 0 < held_out < 1:
@@ -163,7 +174,9 @@ def _project(settings: Mapping[str, Any]) -> Project:
     ahead = settings["encode_ahead"]
     if not isinstance(ahead, bool):
         raise InputError("encode_ahead", ahead, "give true or false")
-    weights = engine["weights"]
+    weights, image_labels = engine["weights"], settings["image_labels"]
+    if not isinstance(image_labels, str | None):
+        raise InputError("image_labels", image_labels, "give the path of a CSV file, or null")
     return Project(
         name=str(settings["name"]),
         labels=_labels(settings["labels"]),
@@ -178,6 +191,7 @@ def _project(settings: Mapping[str, Any]) -> Project:
         strategies=_all_of("strategies", settings["strategies"], STRATEGIES),
         held_out=float(held_out),
         group=group,
+        image_labels=(folder / Path(image_labels).expanduser()).resolve() if image_labels else None,
         encode_ahead=ahead,
         **limits,
     )

@@ -147,7 +147,8 @@ def _greet(host: str, port: int, studies: str) -> None:
     count = len(instance.datastore().list_images())
     labels = ", ".join(f"{index} {name}" for name, index in instance.project.labels.items())
     engine = instance.encoder.engine
-    trained = instance.info()["train_stats"].get("unet", {}).get("best_metric")
+    stats = list(instance.info()["train_stats"].values())
+    trained = stats[0].get("best_metric") if stats else None
     ohif = f"\n  OHIF       {url}/ohif/" if _remote(studies) else ""
     print(
         f"""samloop serves {count} images from {studies}

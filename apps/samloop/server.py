@@ -47,6 +47,8 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.utils import stop_background_task
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import apps.samloop.routes.batch as own_batch
+import apps.samloop.routes.boxes as own_boxes
 import apps.samloop.routes.datastore as own_datastore
 import apps.samloop.routes.infer as own_infer
 import apps.samloop.routes.learn as own_learn
@@ -67,6 +69,7 @@ _DROPPED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
 _FAMILIES = {
     "/infer/{model}": ("model", "_infers"),
     "/batch/infer/{model}": ("model", "_infers"),
+    "/batch/report/{model}": ("model", "_infers"),
     "/train/{model}": ("model", "_trainers"),
     "/scoring/{method}": ("method", "_scoring_methods"),
     "/activelearning/{strategy}": ("strategy", "_strategies"),
@@ -99,7 +102,8 @@ def create_app() -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     _add_error_handlers(app)
     taken = set(_DROPPED)
-    for own in (own_infer.router, own_learn.router, own_datastore.router, own_session.router):
+    owns = (own_infer, own_batch, own_learn, own_boxes, own_datastore, own_session)
+    for own in (module.router for module in owns):
         app.include_router(own)
         taken |= {(method, route.path) for route in _routes(own) for method in route.methods or ()}
     stock = [info, model, batch_infer, train, scoring, datastore, logs, session, ohif]

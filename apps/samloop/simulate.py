@@ -17,6 +17,9 @@ from apps.samloop.client import ServerError
 from apps.samloop.simulation import Settings, Simulation
 from sam_infer.errors import InputError
 
+#: Arguments that are no fields of `Settings`.
+_OTHER = ("func", "command", "train_param", "proposal_param", "out")
+
 
 def simulate(*, out: Path | None = None, progress: bool = False, **settings: Any) -> dict[str, Any]:
     """Run a simulation.
@@ -58,9 +61,10 @@ def add_parser(subparsers: Any) -> None:
     add("--budget", type=int, default=10, help="clicks for each label of a case (default %(default)s)")
     add("--accept-dice", type=float, default=0.9, help="content from this Dice (default %(default)s)")
     add("--retrain-every", type=int, default=0, metavar="N", help="train after N cases; 0 = never")
-    add("--trainer", default="unet", help="what is trained, and proposes (default %(default)s)")
+    add("--trainer", default="unet", help="what is trained (default %(default)s)")
     add("--train-param", action="append", default=[], metavar="KEY=VALUE", help="sent to the trainer")
-    add("--proposal-model", metavar="MODEL", help="what proposes, if not the trainer's model")
+    add("--proposal-model", metavar="MODEL", help="what proposes; default: the trainer's model, else unet")
+    add("--proposal-param", action="append", default=[], metavar="KEY=VALUE", help="sent to that model")
     add("--strategy", default="random", help="which case is next (default %(default)s)")
     add("--seed", type=int, default=0, help="sent to the strategy (default %(default)s)")
     add("--max-cases", type=int, metavar="N", help="stop after N cases; default: when none is left")
@@ -83,9 +87,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The command ``simulate``: 0 on success, 1 with one line on standard error otherwise."""
-    values = {k: v for k, v in vars(args).items() if k not in ("func", "command", "train_param", "out")}
+    values = {k: v for k, v in vars(args).items() if k not in _OTHER}
     try:
-        values["train_params"] = dict(_key_value(text) for text in args.train_param)
+        for name in ("train_param", "proposal_param"):
+            values[f"{name}s"] = dict(key_value(name, text) for text in getattr(args, name))
         done = simulate(out=args.out, progress=True, **values)
     except (ServerError, InputError, OSError) as error:
         print(f"samloop simulate: {error}", file=sys.stderr)
@@ -107,10 +112,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _key_value(text: str) -> tuple[str, Any]:
+def key_value(argument: str, text: str) -> tuple[str, Any]:
+    """KEY=VALUE of the command line; the value is JSON, or text where it is none.
+
+    Raises:
+        InputError: When it has another form.
+    """
     key, found, value = text.partition("=")
     if not found or not key:
-        raise InputError("train_param", text, "send KEY=VALUE")
+        raise InputError(argument, text, "send KEY=VALUE")
     try:
         return key, json.loads(value)
     except ValueError:

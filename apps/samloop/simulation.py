@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ from apps.samloop.client import Client, ServerError
 from sam_infer.errors import InputError
 
 _REPEATS = 25
+#: The model that most trainers train.
+_TRAINED = "unet"
+#: A model that answers with what a trainer of the same name stored, and only for cases that have it.
+_STORED = "pseudo_label"
 _ENDED = ("DONE", "ERROR", "STOPPED")
 NOTES = [
     "clicks: all labels of a case together; undone clicks count, a box counts 2",
@@ -47,6 +52,7 @@ class Settings:
     first_prompt: str = "click"
     accept: str = "mask"
     proposal_model: str | None = None
+    proposal_params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 600.0
     poll_seconds: float = 0.5
 
@@ -79,7 +85,6 @@ class Simulation:
             raise InputError("out", str(out), "name a .json file; the figure beside it ends in .png")
         self.truths = cases.truth_files(Path(settings.truth))
         self.client = Client(settings.server, client_id=f"simulate-{settings.seed}", timeout=settings.timeout)
-        self.proposal_model = settings.proposal_model or settings.trainer
         self.ended, self.round = "stopped", 1
         self.cases: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
@@ -88,6 +93,7 @@ class Simulation:
     def run(self) -> dict[str, Any]:
         """The whole loop; the report is written however it ends."""
         info = self.client.info()
+        self.proposal_model = self._proposal_model(info)
         work = self._prepare(info)
         self.models = info.get("models", {})
         stopped: str | None = "interrupted"
@@ -119,7 +125,8 @@ class Simulation:
             except cases.CaseError as error:
                 self.skipped.append({"id": image_id, "reason": str(error)})
                 continue
-            self.cases.append({"round": self.round, **record})
+            chosen: dict[str, Any] = {k: sample[k] for k in ("strategy_used", "reason") if k in sample}
+            self.cases.append({"round": self.round, **record, **chosen})
             bar.update()
             open_round = True
             self._write(self._report(complete=False, stopped=None))
@@ -137,12 +144,14 @@ class Simulation:
         """The next case that was neither done nor skipped; None where there is no other.
 
         A case that had to be skipped stays open on the server, so a strategy may name it again; then a
-        random one is asked for.
+        random one is asked for. Each request has a seed of its own: with one seed for all, a server that
+        draws from fewer and fewer sorted cases would name neighbours.
         """
         seen = {c["id"] for c in self.cases} | {c["id"] for c in self.skipped}
         strategy = self.settings.strategy
         for repeat in range(_REPEATS + 10 * len(self.skipped)):
-            sample = self.client.next_sample(strategy, seed=self.settings.seed + repeat)
+            seed = zlib.crc32(f"{self.settings.seed} {len(seen)} {repeat}".encode())
+            sample = self.client.next_sample(strategy, seed=seed)
             if not sample.get("id"):
                 self.ended = "no case left"
                 return None
@@ -196,6 +205,12 @@ class Simulation:
         """What the server says about the trainer's last finished round; empty where there is none."""
         return dict((info.get("train_stats") or {}).get(self.settings.trainer) or {})
 
+    def _proposal_model(self, info: Mapping[str, Any]) -> str:
+        """What proposes: the model that is named, else the trainer's own, else the one that most train."""
+        settings = self.settings
+        own = settings.trainer in info.get("models", {}) and settings.trainer != _STORED
+        return settings.proposal_model or (settings.trainer if own else _TRAINED)
+
     def _prepare(self, info: dict[str, Any]) -> CaseWork:
         """Refuse names that the server does not know, before anything is stored."""
         settings = self.settings
@@ -218,6 +233,7 @@ class Simulation:
             labels=known if settings.label is None else {settings.label: known[settings.label]},
             all_labels=known,
             proposal_model=self.proposal_model,
+            proposal_params=settings.proposal_params,
             budget=settings.budget,
             accept_dice=settings.accept_dice,
             box_first=settings.first_prompt == "box",
@@ -245,6 +261,7 @@ class Simulation:
             "below_threshold": sum(c["below_threshold"] for c in self.cases),
             "first_prompt": self.settings.first_prompt,
             "accept": self.settings.accept,
+            "proposal_model": self.proposal_model,
             "rounds": report.summarise(self.cases, self.trainings),
             "cases": list(self.cases),
             "skipped": list(self.skipped),

@@ -1,4 +1,4 @@
-"""`POST /infer/{model}` off the event loop, and `POST /batch/infer/{model}`."""
+"""`POST /infer/{model}` off the event loop."""
 
 from __future__ import annotations
 
@@ -12,33 +12,23 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints import batch_infer
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
 
-from apps.samloop.incoming import check_tag, check_task, parse_object, received
+from apps.samloop.incoming import parse_object, received
 from apps.samloop.parts import PartsResponse
 from sam_infer.errors import InputError
+from sam_infer.prompts.request import parse_flag
 from sam_infer.tasks.reply import LabelmapFile
 from sam_infer.volumes import extension
 
 #: Request keys that only the server sets; a client's are dropped.
 SERVER_KEYS = (
-    "model", "image", "image_path", "label_file", "label_values", "session", "description", "transient",
+    "model", "image", "image_id", "image_path", "label_file", "label_values", "session", "description",
+    "transient", "sent_by",
 )  # fmt: skip
-#: What a client may set for a batch; all else of the request belongs to the server.
-BATCH_KEYS = (
-    "label_tag",
-    "max_workers",
-    "max_batch_size",
-    "window_level",
-    "window_width",
-    "result_extension",
-)
 
 router = APIRouter(tags=["Infer"])
 
@@ -58,12 +48,13 @@ async def infer(
     """Run inference on an image of the datastore, of a session, or uploaded as ``file``.
 
     ``label`` is a mask to correct (or scribbles); the answer is multipart (``params`` JSON and ``image``
-    file), or one of the two as ``output`` says.
+    file, and ``uncertainty`` file where ``output_uncertainty`` asks a model for it), or one of the first two
+    as ``output`` says.
     """
 
     def work() -> Response:
         values = parse_object("params", params)
-        source: dict[str, Any] = {"model": model, "image": image}
+        source: dict[str, Any] = {"model": model, "image": image, "sent_by": user.username or ""}
         if output in (None, "all"):
             source["label_values"] = "contiguous"
         with ExitStack() as stack:
@@ -80,32 +71,6 @@ async def infer(
     return await asyncio.get_running_loop().run_in_executor(request.app.state.pool, work)
 
 
-@router.post("/batch/infer/{model}")
-def batch(
-    model: str,
-    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
-    params: dict[str, Any] | None = None,
-    run_sync: bool = False,
-    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)),
-) -> Any:
-    """Run a model on many images of the datastore and store what it finds under ``label_tag``.
-
-    ``params``: ``label_tag`` (default original), ``max_workers``, ``max_batch_size``, ``window_level``,
-    ``window_width``, ``result_extension``.
-    """
-    values = {key: value for key, value in (params or {}).items() if key in BATCH_KEYS}
-    tag = check_tag(str(values.setdefault("label_tag", DefaultLabelTag.ORIGINAL.value)))
-    if tag == DefaultLabelTag.FINAL.value:
-        raise InputError(
-            "label_tag", tag, "results are not accepted by the one who made them; use another tag"
-        )
-    for name, default in (("max_workers", 1), ("max_batch_size", 0)):
-        value = values.setdefault(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 10**6:
-            raise InputError(name, value, "send a whole number, 0 or more")
-    return batch_infer.run(model, images, check_task(values), run_sync)
-
-
 def _session_image(instance: MONAILabelApp, session_id: str) -> str:
     sessions = instance.sessions()
     found = sessions.get_session(session_id) if sessions is not None else None
@@ -119,26 +84,41 @@ def _infer(values: dict[str, Any], source: dict[str, Any], output: str | None) -
     request = {key: value for key, value in values.items() if key not in SERVER_KEYS}
     if output == "dicom_seg":
         request["result_region"] = False
+    name, asked = "output_uncertainty", request.get("output_uncertainty")
+    if output in ("image", "dicom_seg") and parse_flag(name, asked):
+        raise InputError(name, asked, f"output={output} is one file alone; ask with output=all (or json)")
     file, result = instance.answer({**request, **source})
     if output == "json" or file is None:
         return JSONResponse(result["params"])
     if output == "dicom_seg":
         content = _dicom_seg(instance, file, source["image"], values)
         return Response(content, media_type="application/dicom")
-    name = f"samloop-{secrets.token_hex(4)}{file.kind}"
-    media = get_mime_type(name) or "application/octet-stream"
     if output == "image":
-        headers = {"content-disposition": f'attachment; filename="{name}"'}
-        return PartsResponse(file.parts, media_type=media, headers=headers)
+        headers = {"content-disposition": f'attachment; filename="{_name(file)}"'}
+        return PartsResponse(file.parts, media_type=_media(file), headers=headers)
     boundary = secrets.token_hex(16)
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n'
         f"Content-Type: application/json\r\n\r\n{json.dumps(result['params'])}\r\n"
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-        f"Content-Type: {media}\r\n\r\n"
     )
-    parts = (head.encode(), *file.parts, f"\r\n--{boundary}--\r\n".encode())
+    parts: list[bytes | memoryview] = [head.encode()]
+    for name, one in (("image", file), ("uncertainty", file.uncertainty)):
+        if one is not None:
+            head = (
+                f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{_name(one)}"\r\n'
+                f"Content-Type: {_media(one)}\r\n\r\n"
+            )
+            parts += [head.encode(), *one.parts, b"\r\n"]
+    parts.append(f"--{boundary}--\r\n".encode())
     return PartsResponse(parts, media_type=f"multipart/form-data; boundary={boundary}")
+
+
+def _name(file: LabelmapFile) -> str:
+    return f"samloop-{secrets.token_hex(4)}{file.kind}"
+
+
+def _media(file: LabelmapFile) -> str:
+    return get_mime_type(_name(file)) or "application/octet-stream"
 
 
 def _dicom_seg(instance: MONAILabelApp, file: LabelmapFile, image: str, values: dict[str, Any]) -> bytes:

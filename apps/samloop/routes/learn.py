@@ -39,18 +39,27 @@ def start(
 
 
 @router.post("/train/", tags=["Train"], deprecated=True)
-def start_all(
+def start_any(
     params: dict[str, Any] | None = None,
     run_sync: bool = False,
     user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)),
 ) -> Any:
-    """Start every trainer, one after the other, as OHIF asks; ``params`` holds settings by trainer."""
-    requests = {name: _checked(name, (params or {}).get(name)) for name in app_instance()._trainers}
+    """Start a training, as OHIF asks for one without saying which; ``params`` holds settings by trainer.
+
+    It is the one trainer that ``params`` names, else the project's first. Stock runs all of them; here most
+    publish the same model.
+    """
+    trainers = app_instance()._trainers
+    named = [name for name in trainers if name in (params or {})]
+    name = named[0] if len(named) == 1 else next(iter(trainers), None)
+    if name is None:
+        raise InputError("train", None, "this server has no trainer", status=404)
+    request = _checked(name, (params or {}).get(name))
     with _starting:
         _refuse_second()
         if not run_sync:
-            return train.run(requests, run_sync)
-    return train.run(requests, run_sync)
+            return {name: {"result": train.run_model(name, request, run_sync, True), "detail": None}}
+    return {name: {"result": train.run_model(name, request, run_sync, True), "detail": None}}
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"])
