@@ -5,6 +5,7 @@ import signal
 import sys
 
 from bench import encoder, gallery, latency, propagation
+from bench.papers import command as papers
 
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 commands = parser.add_subparsers(required=True)
@@ -12,6 +13,7 @@ latency.add_parser(commands)
 propagation.add_parser(commands)
 encoder.add_parser(commands)
 gallery.add_parser(commands)
+papers.add_parser(commands)
 arguments = parser.parse_args()
 # A measurement that is ended stops the processes that it started.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -20,9 +20,10 @@ from sam_infer.engines.base import Embedding, Engine
 from sam_infer.engines.registry import NAMES, create_engine
 from sam_infer.geometry import tight_box
 from sam_infer.intensity import Window
+from sam_infer.overlap import dice
 from sam_infer.prompts.simulated import next_click
 from sam_infer.types import BoolArray, FloatArray, Prompts
-from trainers.pretrain.evaluate import dice, with_clicks
+from trainers.pretrain.evaluate import with_clicks
 
 WAYS = ("a box", "one click", "three clicks")
 
