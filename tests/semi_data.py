@@ -7,6 +7,7 @@ from sam_infer.geometry import Region
 from tests.fakes import ThresholdEngine
 from tests.loop_data import Folder, basis, disc
 from trainers.boxes import BoxStore
+from trainers.cam_classifier import CamClassifierTrainer
 from trainers.mean_teacher import MeanTeacherTrainer
 from trainers.pseudo_label import PseudoLabelTrainer, SelfTrainingTrainer
 from trainers.split import is_held_out
@@ -14,6 +15,7 @@ from trainers.unet import UnetTrainer
 from trainers.weak_box import WeakBoxTrainer
 
 LABELS = {"disc": 5}
+UNET_TRAINERS = ("unet", "mean_teacher", "self_training", "pseudo_label", "weak_box")
 NAMES = [f"case_{n:04d}" for n in range(16)]
 HELD = [name for name in NAMES if is_held_out(name, fraction=0.25)]
 
@@ -25,6 +27,13 @@ def make_store(root):
         others += name not in HELD
         store.add_disc(name, seed, value=5, accepted=name in HELD or others <= 4)
     return store
+
+
+def add_blanks(store):
+    """Accepted images without a disc, so that presence can be learned and judged."""
+    for seed in range(10):
+        image, mask = disc(seed, bright=60)
+        store.add(f"blank_{seed:04d}", image, mask * 0)
 
 
 def truth(name):
@@ -51,6 +60,7 @@ def make_trainer(name, root, **kwargs):
         "mean_teacher": lambda: MeanTeacherTrainer(own),
         "self_training": lambda: SelfTrainingTrainer(own),
         "pseudo_label": lambda: PseudoLabelTrainer(own, encoder=encoder),
+        "cam_classifier": lambda: CamClassifierTrainer(own),
         "weak_box": lambda: WeakBoxTrainer(own, encoder=encoder, boxes=BoxStore(root / "boxes")),
     }
     return makers[name]()

@@ -13,7 +13,8 @@ from sam_infer.library import ImageLibrary
 from sam_infer.networks.unet import UnetModel, build_unet, save_unet, to_square
 from sam_infer.overlap import dice
 from sam_infer.prompts.masks import cleaned_labelmap
-from sam_infer.tasks.autonet import AutoNetInfer, parse_limits, parse_names, parse_scheme
+from sam_infer.prompts.request import parse_names
+from sam_infer.tasks.autonet import AutoNetInfer, parse_limits, parse_scheme
 from sam_infer.tasks.unet import UnetInfer
 from sam_infer.volumes import labelmap_bytes, read_image
 from tests.conftest import disc, save_png

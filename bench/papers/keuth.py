@@ -43,7 +43,8 @@ def outcomes(
             wanted = [
                 row
                 for row in rows
-                if not (row.once and number) and (not row.ablation or everywhere or n in ablated)
+                if not (row.once and number)
+                and (not row.ablation or (not seed and (everywhere or n in ablated)))
             ]
             yield [
                 study.outcome(

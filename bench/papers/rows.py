@@ -39,7 +39,8 @@ class Row(Generic[P]):
         name: In ``--rows`` and in files.
         title: In the table.
         make: Name and place -> outcome.
-        ablation: Left out where a set's `bench.papers.sets.Defaults.ablated` says so.
+        ablation: Run with the first seed only, and left out where a set's
+            `bench.papers.sets.Defaults.ablated` says so.
         once: Does not depend on the number of labelled images.
         optional: Run only where it is asked for.
     """

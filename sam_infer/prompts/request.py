@@ -70,6 +70,39 @@ def parse_flag(name: str, value: object, *, default: bool = False) -> bool:
     return known[str(value).lower()]
 
 
+def parse_number(name: str, value: object, default: float, most: float) -> float:
+    """A number from 0 to ``most``; None and "" are its default."""
+    if value is None or value == "":
+        return default
+    try:
+        number = float(value) if isinstance(value, int | float | str) else float("nan")
+    except (ValueError, OverflowError):
+        number = float("nan")
+    if isinstance(value, bool) or not 0 <= number <= most:
+        raise InputError(name, value, f"send a number from 0 to {most:g}")
+    return number
+
+
+def parse_names(request: Mapping[str, Any], labels: Mapping[str, int]) -> dict[str, int]:
+    """The labels that ``labels`` or ``label`` (a name or a list of names) asks for; all where neither does.
+
+    Args:
+        request: The request's parameters.
+        labels: The project's labels, name to value.
+
+    Raises:
+        InputError: When a name is none of the project's labels.
+    """
+    chosen: set[str] = set()
+    for key in ("labels", "label"):
+        names = request.get(key) or []
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str) or name not in labels:
+                raise InputError(key, name, f"choose from {', '.join(labels)}")
+            chosen.add(name)
+    return {name: value for name, value in labels.items() if not chosen or name in chosen}
+
+
 def parse_zoom(value: object) -> bool | None:
     """``zoom``: true, false, or "auto" (also None and ""), which is None."""
     known: dict[object, bool | None] = {"auto": None, "": None, "true": True, "false": False}

@@ -21,7 +21,7 @@ from sam_infer.prompts.masks import (
     cleaned_labelmap,
     volume_prompts,
 )
-from sam_infer.prompts.request import parse_flag
+from sam_infer.prompts.request import parse_flag, parse_names, parse_number
 from sam_infer.refine import (
     First,
     RefinedLabel,
@@ -211,26 +211,6 @@ def parse_limits(request: Mapping[str, Any]) -> RefineLimits:
     )
 
 
-def parse_names(request: Mapping[str, Any], labels: Mapping[str, int]) -> dict[str, int]:
-    """The labels that ``labels`` or ``label`` (a name or a list of names) asks for; all where neither does.
-
-    Args:
-        request: The request's parameters.
-        labels: The project's labels, name to value.
-
-    Raises:
-        InputError: When a name is none of the project's labels.
-    """
-    chosen: set[str] = set()
-    for key in ("labels", "label"):
-        names = request.get(key) or []
-        for name in names if isinstance(names, list) else [names]:
-            if not isinstance(name, str) or name not in labels:
-                raise InputError(key, name, f"choose from {', '.join(labels)}")
-            chosen.add(name)
-    return {name: value for name, value in labels.items() if not chosen or name in chosen}
-
-
 def _told(label: RefinedLabel, seed: VolumePrompt) -> dict[str, Any]:
     """What became of a label, as JSON."""
     score = label.score
@@ -263,16 +243,3 @@ def _chosen(name: str, request: Mapping[str, Any], kind: Any, default: str) -> A
     if value not in get_args(kind):
         raise InputError(name, value, f"choose one of {', '.join(get_args(kind))}")
     return value
-
-
-def parse_number(name: str, value: object, default: float, most: float) -> float:
-    """A number from 0 to ``most``; None and "" are its default."""
-    if value is None or value == "":
-        return default
-    try:
-        number = float(value) if isinstance(value, int | float | str) else float("nan")
-    except (ValueError, OverflowError):
-        number = float("nan")
-    if isinstance(value, bool) or not 0 <= number <= most:
-        raise InputError(name, value, f"send a number from 0 to {most:g}")
-    return number
