@@ -107,6 +107,6 @@ def presence_step(slices: PresenceSlices, *, batch: int = 8, augment: Augmentati
         wanted = table[drawn].to(state.device)
         known = ~wanted.isnan()
         loss: Tensor = criterion(state.logits(images), wanted.nan_to_num()) * known
-        return loss.sum() / known.sum()
+        return loss.sum() / known.sum().clamp(min=1)
 
     return step
