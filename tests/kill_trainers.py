@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-import trainers.recipe
+import trainers.round
 from tests.semi_data import HELD, NAMES, UNET_TRAINERS, add_blanks, draw_boxes, make_store, make_trainer
 
 REQUEST = {"iterations": 24, "learning_rate": 0.005}
@@ -26,13 +26,13 @@ def killed(task, store):
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        keep = trainers.recipe.Checkpoint.save
+        keep = trainers.round.Checkpoint.save
 
         def save(self, state):
             keep(self, state)
             os.write(write, b".")
 
-        trainers.recipe.Checkpoint.save = save
+        trainers.round.Checkpoint.save = save
         try:
             task(REQUEST, store)
         finally:
@@ -50,7 +50,7 @@ def digest(path):
 
 def main(root):
     torch.set_num_threads(1)
-    trainers.recipe.KEEP_SECONDS = 0.0
+    trainers.round.KEEP_SECONDS = 0.0
     found = {}
     for name in (*UNET_TRAINERS, "cam_classifier"):
         results = []

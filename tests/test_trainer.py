@@ -161,7 +161,7 @@ def test_a_failed_training_leaves_the_last_outcome(rounds, accepted, monkeypatch
     def fail(*args, **kwargs):
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("trainers.recipe.train", fail)
+    monkeypatch.setattr("trainers.round.train", fail)
     with pytest.raises(FloatingPointError):
         task({**QUICK}, accepted)
     assert task.stats() == second

@@ -27,7 +27,7 @@ from trainers.evaluate import Score
 from trainers.imagelabels import ImageLabels, check_images, read_image_labels, slice_labels
 from trainers.modelrecipe import ModelRecipe, Trained
 from trainers.presence import LabelledCase, presence_slices, presence_step
-from trainers.recipe import Plan, Round
+from trainers.round import Plan, Round
 
 
 class CamClassifierTrainer(ModelRecipe[ClassifierModel]):

@@ -10,7 +10,7 @@ from sam_infer.networks.unet import UnetModel
 from trainers.basis import Basis, Parts
 from trainers.data import Case, Datastore, unlabelled_cases
 from trainers.options import number
-from trainers.recipe import Plan, Round
+from trainers.round import Plan, Round
 from trainers.steps import mean_teacher_step
 from trainers.unetrecipe import Trained, UnetRecipe
 

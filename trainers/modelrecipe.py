@@ -14,7 +14,8 @@ from sam_infer.networks.modelfile import Published
 from trainers.basis import Basis, Parts
 from trainers.evaluate import Score
 from trainers.loop import Run
-from trainers.recipe import Recipe, Round
+from trainers.recipe import Recipe
+from trainers.round import Round
 
 logger = logging.getLogger(__name__)
 

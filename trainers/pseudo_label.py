@@ -28,7 +28,7 @@ from trainers.basis import Basis, Parts
 from trainers.data import Case, Datastore, unlabelled_cases
 from trainers.options import choice, flag, number
 from trainers.proposals import keep_proposal, kept_proposal
-from trainers.recipe import Plan, Round
+from trainers.round import Plan, Round
 from trainers.steps import supervised_step
 from trainers.unetrecipe import Trained, UnetRecipe
 

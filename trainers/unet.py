@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sam_infer.networks.unet import UnetModel
 from trainers.basis import Basis
-from trainers.recipe import Round
+from trainers.round import Round
 from trainers.steps import supervised_step
 from trainers.unetrecipe import Trained, UnetRecipe
 
