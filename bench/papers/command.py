@@ -36,7 +36,7 @@ _QUICK_IMAGES = 12
 _QUICK: dict[str, Any] = {"size": 64, "iterations": 20, "batch": 4, "labelled": (3,), "seeds": 1}
 _NOT_QUICK = ("dilated-4", "dilated-16", "box_jitter5", "box_component", "points5")
 _DRAWN: tuple[str, ...] = ("unet", "self-raw", "theirs", "parts", "parts-mixed", "mean-teacher", "all")
-_SHOWN: tuple[str, ...] = ("truth", "box_class", "box_jitter20", "point", "noise")
+_SHOWN: tuple[str, ...] = ("truth", "box_component", "box_jitter20", "point", "noise")
 
 
 def add_parser(commands: Any) -> None:

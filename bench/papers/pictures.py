@@ -40,7 +40,7 @@ def draw_cases(
         columns: Title to the row's outcome.
         labels: Label name to value.
     """
-    titles = ["image", "truth", *columns]
+    titles = ["image", "reference", *columns]
     figure = Figure(figsize=(2.3 * len(titles), 2.5 * len(samples)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
