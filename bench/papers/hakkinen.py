@@ -1,4 +1,4 @@
-"""Rows of Haekkinen et al., Medical Image Segmentation with SAM-generated Annotations (arXiv:2409.20253).
+"""Rows of Häkkinen et al., Medical Image Segmentation with SAM-generated Annotations (arXiv:2409.20253).
 
 An annotator prompts SAM for every object; what it answers trains a U-Net, which is compared with one that was
 trained on the truth, and with one trained on a truth that was made as wrong as the answers are.

@@ -23,7 +23,7 @@ one patient are not independent, so they are rather too narrow.
 
 Every network is trained from scratch, once, by the project's own loop: Dice and cross entropy with one
 softmax over all labels, AdamW, a moving average of the weights, random changes. The authors' code trains
-with weighted binary cross entropy (Keuth), or nothing is known (Haekkinen). Minutes: all that a row
+with weighted binary cross entropy (Keuth), or nothing is known (Häkkinen). Minutes: all that a row
 needs, on a machine that may have had other work.
 """
 KEUTH_HEAD = (

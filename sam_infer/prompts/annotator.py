@@ -1,6 +1,6 @@
 """A simulated annotator: every way to prompt for a known mask, with what it costs in clicks.
 
-Haekkinen et al., Medical Image Segmentation with SAM-generated Annotations, arXiv:2409.20253, compare
+Häkkinen et al., Medical Image Segmentation with SAM-generated Annotations, arXiv:2409.20253, compare
 points, points with negatives and boxes as annotations; where and how many they place is not known. The
 strategies here are those that are usual with SAM on medical images; all numbers (margins, distances, counts)
 are this project's own choice but where SAM-Med2D is named. Each part of a mask that hangs together, over
