@@ -16,15 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_infer.embeddings import SliceEncoder
-from sam_infer.geometry import put_slice, tight_box
 from sam_infer.intensity import Window
 from sam_infer.networks.classifier import ClassifierModel
-from sam_infer.overlap import dice
+from sam_infer.parts import Part, PartsAnswer, ask_parts, put_answers
 from sam_infer.prompts.activation import THRESHOLD, activation_parts
-from sam_infer.prompts.masks import MaskPrompt
-from sam_infer.refine import Refined, labelled
-from sam_infer.types import BoolArray, Box, FloatArray, Prompts
-from sam_infer.uncertainty import as_bytes, binary_entropy
+from sam_infer.types import FloatArray
 from sam_infer.volumes import Image, empty_labelmap
 
 
@@ -46,21 +42,6 @@ class CamOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CamAnswer:
-    """One label on one slice.
-
-    Args:
-        boxes: The prompts, (x0, y0, x1, y1) in slice pixels; that with the map's peak first.
-        iou: Predicted IoU, 0 to 1: the mean over the boxes.
-        agreement: Dice of the engine's mask with the part of the map that prompted it.
-    """
-
-    boxes: list[Box]
-    iou: float
-    agreement: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class CamLabel:
     """What became of one label.
 
@@ -71,7 +52,7 @@ class CamLabel:
     """
 
     presence: FloatArray
-    slices: dict[int, CamAnswer] = field(default_factory=dict)
+    slices: dict[int, PartsAnswer] = field(default_factory=dict)
     silent: list[int] = field(default_factory=list)
 
     @property
@@ -125,47 +106,18 @@ def auto_cam(
     columns = {name: table[:, n] for n, name in enumerate(model.labels)}
     labels = {name: CamLabel(presence=columns[name]) for name in names}
     for k in range(image.shape[2]):
-        parts: dict[str, list[BoolArray]] = {}
+        parts: dict[str, list[Part]] = {}
         for name in (name for name in names if columns[name][k] >= threshold):
             activation = model.activation(image, window, k, name)
             if activation is None:
                 labels[name].silent.append(k)
             else:
-                parts[name] = activation_parts(activation, threshold=options.threshold, every=options.every)
+                masks = activation_parts(activation, threshold=options.threshold, every=options.every)
+                parts[name] = [part for one in masks if (part := Part.of_mask(one)) is not None]
         if not parts:
             continue
-        found = _prompted(parts, image, k, encoder=encoder, window=window, zoom=zoom)
+        found = ask_parts(parts, image, k, encoder=encoder, window=window, zoom=zoom)
         for name, (answer, _) in found.items():
             labels[name].slices[k] = answer
-        masks = {model.labels[name]: one for name, (_, one) in found.items()}
-        put_slice(out, k, labelled(masks, {}, (image.shape[1], image.shape[0])))
-        if doubt is not None:
-            entropies = [binary_entropy(one.logits) for one in masks.values()]
-            put_slice(doubt, k, as_bytes(np.max(entropies, axis=0)))
+        put_answers({model.labels[name]: one for name, (_, one) in found.items()}, k, out, doubt)
     return CamVolume(labelmap=out, labels=labels, uncertainty=doubt)
-
-
-def _prompted(
-    parts: dict[str, list[BoolArray]],
-    image: Image,
-    k: int,
-    *,
-    encoder: SliceEncoder,
-    window: Window,
-    zoom: bool | None,
-) -> dict[str, tuple[CamAnswer, Refined]]:
-    """The engine's answer to the boxes of all labels of a slice, in one call of it."""
-    boxes = {name: [box for one in of if (box := tight_box(one)) is not None] for name, of in parts.items()}
-    prompts = [Prompts(box=box) for of in boxes.values() for box in of]
-    candidates = iter(encoder.decode(image, k, window, prompts, zoom=zoom))
-    out = {}
-    for name, of in boxes.items():
-        found = [next(candidates) for _ in of]
-        logits = np.max([one.logits[one.best] for one in found], axis=0)
-        iou = float(np.mean([one.iou[one.best] for one in found]))
-        agreement = dice(logits > 0, np.any(parts[name], axis=0))
-        none = np.zeros((0, 2), np.float32)
-        given = tuple(MaskPrompt(box=box, positive=None, negatives=none) for box in of)
-        mask = Refined(mask=logits > 0, logits=logits, iou=iou, prompts=given, agreement=agreement)
-        out[name] = CamAnswer(boxes=of, iou=iou, agreement=agreement), mask
-    return out

@@ -22,9 +22,10 @@ from sam_infer.zoom import choose_crop, crop_prompts, holds, leaves, paste
 class SliceEncoder:
     """An engine behind caches of embeddings, in memory and on disk, and of decoded click histories.
 
-    In memory, keys hold the file's identity, the window, the slice or crop and the engine's fingerprint; on
-    disk, the pixels that the engine sees and its fingerprint (`sam_infer.embeddingstore.content_key`). So a
-    changed file, window or model never meets a stale entry. Nothing is kept per user.
+    In memory, keys hold the file's identity, the window, the slice or crop and the encoder's fingerprint; on
+    disk, the pixels that the encoder sees and its fingerprint (`sam_infer.embeddingstore.content_key`). So a
+    changed file, window or model never meets a stale entry, and a new decoder leaves embeddings as they are.
+    Nothing is kept per user.
 
     ``zoom`` in the methods: True = encode a crop around what the prompts say (`sam_infer.zoom`), False = the
     whole slice, None = a crop where there is a box, and for clicks and masks too where the engine encodes
@@ -57,8 +58,10 @@ class SliceEncoder:
             pixels = pixels[crop[1] : crop[3] + 1, crop[0] : crop[2] + 1]
         return window.apply(pixels)
 
-    def _key(self, image: Image, k: int, window: Window) -> tuple[Hashable, ...]:
-        return (image.key, k, window, self.engine.fingerprint)
+    def _encoded_by(self) -> str:
+        encoding = self.engine.encoding
+        own = encoding.fingerprint if encoding is not None else None
+        return own or self.engine.fingerprint
 
     @property
     def room(self) -> int:
@@ -77,14 +80,14 @@ class SliceEncoder:
         self, image: Image, k: int, window: Window, *, crop: Crop | None = None
     ) -> tuple[Packed, bool]:
         """`embedding` as it is kept."""
-        encoded = False
+        encoded, made_by = False, self._encoded_by()
 
         def make() -> Packed:
             nonlocal encoded
             values = self.slice_values(image, k, window, crop=crop)
             encoding = self.engine.encoding
             store = self.store if encoding is not None and not image.transient else None
-            key = content_key(values, self.engine.fingerprint) if store is not None else ""
+            key = content_key(values, made_by) if store is not None else ""
             packed = store.get(key) if store is not None else None
             if packed is None:
                 encoded = True
@@ -93,7 +96,7 @@ class SliceEncoder:
                     store.put(key, packed)
             return packed if encoding is None else packed.on(encoding.device)
 
-        packed, _ = self._embeddings.get_or_make((*self._key(image, k, window), crop), make)
+        packed, _ = self._embeddings.get_or_make((image.key, k, window, made_by, crop), make)
         return packed, not encoded
 
     def prepare(
@@ -157,7 +160,7 @@ class SliceEncoder:
         """What a history lies on."""
         mask = prompts.mask_logits
         sent = None if mask is None else hashlib.sha256(np.ascontiguousarray(mask).data).hexdigest()
-        return (*self._key(image, k, window), self._zooms(zoom, prompts), sent)
+        return (image.key, k, window, self.engine.fingerprint, self._zooms(zoom, prompts), sent)
 
     def _zooms(self, zoom: bool | None, *prompts: Prompts) -> bool:
         encoding = self.engine.encoding

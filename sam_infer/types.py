@@ -38,12 +38,17 @@ class Prompts:
             included; None where there is no box.
         mask_logits: (H, W) float32, logits of a previous mask of this object at the slice's own
             resolution (> 0 is foreground); None where there is none.
+        text: (D,) float32, an embedded text about the object; None where there is none.
+        attention: (H, W) float32, 0 to 1, where something looked for the object; None where nothing did. Both
+            are for engines that learned to use them (`sam_infer.tuning`); they say nothing by themselves.
     """
 
     points: FloatArray = field(default_factory=_no_points)
     point_labels: NDArray[np.int64] = field(default_factory=_no_labels)
     box: Box | None = None
     mask_logits: FloatArray | None = None
+    text: FloatArray | None = None
+    attention: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.points.ndim != 2 or self.points.shape[1] != 2:

@@ -94,7 +94,7 @@ def crop_prompts(prompts: Prompts, crop: Crop) -> Prompts:
     """
     x0, y0, x1, y1 = crop
     inside = np.array([holds(crop, point) for point in prompts.points], bool)
-    box, mask = prompts.box, prompts.mask_logits
+    box = prompts.box
     if box is not None:
         box = (max(box[0], x0) - x0, max(box[1], y0) - y0, min(box[2], x1) - x0, min(box[3], y1) - y0)
     return replace(
@@ -102,8 +102,15 @@ def crop_prompts(prompts: Prompts, crop: Crop) -> Prompts:
         points=prompts.points[inside] - np.array([x0, y0], np.float32),
         point_labels=prompts.point_labels[inside],
         box=box,
-        mask_logits=None if mask is None else np.ascontiguousarray(mask[y0 : y1 + 1, x0 : x1 + 1]),
+        mask_logits=_cut(prompts.mask_logits, crop),
+        attention=_cut(prompts.attention, crop),
     )
+
+
+def _cut(values: FloatArray | None, crop: Crop) -> FloatArray | None:
+    """(H, W) values of a slice as those of its crop."""
+    x0, y0, x1, y1 = crop
+    return None if values is None else np.ascontiguousarray(values[y0 : y1 + 1, x0 : x1 + 1])
 
 
 def paste(found: Candidates, crop: Crop, size: tuple[int, int]) -> Candidates:

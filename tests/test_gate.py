@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from sam_infer.errors import InputError
 from trainers.evaluate import Score, summarize
-from trainers.gate import Publisher, decide, sha256_of
+from trainers.gate import Publisher, decide, publisher_of, publishers, sha256_of
 
 A, B = b"first weights", b"second weights"
 
@@ -75,9 +76,8 @@ def test_published_candidate_replaces_and_the_history_is_bounded(publisher):
 
 
 def in_force(publisher):
-    """The number of the line whose candidate is served."""
-    served = sha256_of(publisher.served)
-    return [n for n, line in enumerate(publisher.rounds()) if line["candidate_sha256"] == served][-1]
+    """The number of the line in force."""
+    return publisher.lines().index(publisher.in_force())
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -108,6 +108,29 @@ def test_a_line_is_in_force_again_when_its_weights_are_copied_back(publisher):
     (kept,) = publisher.history.iterdir()
     publisher.served.write_bytes(kept.read_bytes())
     assert in_force(publisher) == 0
+    assert publisher.state()["history"] == 0  # what is served is nothing to go back to
+
+
+def test_a_refused_line_is_never_in_force_and_nothing_is_before_the_first(publisher):
+    assert publisher.in_force() is None
+    publish(publisher, A, score(0.5), seed=1)
+    publish(publisher, A, score(0.5), score(0.5), seed=2)  # the same weights anew
+    assert in_force(publisher) == 0
+
+
+def test_publishers_are_found_by_their_ledgers(publisher):
+    folder = publisher.served.parent
+    assert publishers(folder) == {}
+    with pytest.raises(InputError, match="no model has been trained here yet"):
+        publisher_of(folder, "unet")
+    publish(publisher, A, score(0.5))
+    publish(Publisher(served=folder / "cam.safetensors"), B, score(0.0))  # refused: nothing is served
+    assert list(publishers(folder)) == ["cam", "unet"]
+    assert publisher_of(folder, "unet").served == publisher.served
+    with pytest.raises(InputError, match="choose one of cam, unet") as error:
+        publisher_of(folder, "../unet")
+    assert error.value.status == 404
+    assert publishers(folder)["cam"].state()["sha256"] is None
 
 
 def test_a_line_cut_short_by_a_crash_spoils_neither_older_nor_newer_ones(publisher):

@@ -24,9 +24,9 @@ from trainers.pretrain.loop import Plan
 from trainers.pretrain.pool import Pool, build_pool
 from trainers.pretrain.recipe import Recipe, TinyRecipe
 from trainers.pretrain.samtinycalibrate import bend
-from trainers.pretrain.samtinyrounds import ambiguous, corrected, decode, first_asked, losses
 from trainers.pretrain.samtinyscenes import LOW, SceneSampler
-from trainers.pretrain.samtinytraining import train_sam_tiny
+from trainers.pretrain.samtinytraining import first_asked, train_sam_tiny
+from trainers.samrounds import ambiguous, corrected, decode, losses
 
 TINY = TinyRecipe(images=2, prompts=2, corrected=1, warmup=2)
 
@@ -200,13 +200,15 @@ def test_corrective_clicks_lie_in_the_errors(pool):
     asked = first_asked(SceneSampler(pool, TINY, seed=0)[0])
     logits = torch.where(torch.roll(asked.truth, 9, 2) > 0.5, 3.0, -3.0)
     for seed in range(6):
-        again = corrected(asked, logits, np.random.default_rng(seed))
+        again = corrected(asked, logits, np.random.default_rng(seed), side=SIDE)
         for number, (x, y, label) in enumerate(again.clicks[:, -1].tolist()):
             truth, mask = asked.truth[number] > 0.5, logits[number] > 0
             row, column = int(y) // 2, int(x) // 2
             assert bool(truth[row, column]) == bool(label) != bool(mask[row, column])
     exact = torch.where(asked.truth > 0.5, 3.0, -3.0)
-    assert (corrected(asked, exact, np.random.default_rng(0)).clicks[:, -1, 2] == 1).all(), "they confirm"
+    assert (corrected(asked, exact, np.random.default_rng(0), side=SIDE).clicks[:, -1, 2] == 1).all(), (
+        "they confirm"
+    )
 
 
 def test_a_killed_training_goes_on_as_if_nothing_happened(pool, tmp_path):

@@ -25,12 +25,12 @@ from trainers.camscore import box_quality, presence_score
 from trainers.data import Case, Datastore, accepted_cases, unlabelled_cases
 from trainers.evaluate import Score
 from trainers.imagelabels import ImageLabels, check_images, read_image_labels, slice_labels
-from trainers.modelrecipe import ModelRecipe, Trained
+from trainers.modelrecipe import NetworkRecipe, Trained
 from trainers.presence import LabelledCase, presence_slices, presence_step
 from trainers.round import Plan, Round
 
 
-class CamClassifierTrainer(ModelRecipe[ClassifierModel]):
+class CamClassifierTrainer(NetworkRecipe[ClassifierModel]):
     """Trains the classifier whose activation maps prompt SAM (`sam_infer.autocam`).
 
     It is judged by its balanced accuracy per slice. The statistics also say how well the boxes of its maps
@@ -126,7 +126,7 @@ class CamClassifierTrainer(ModelRecipe[ClassifierModel]):
     def _save(self, path: Path, model: ClassifierModel) -> None:
         save_classifier(path, model)
 
-    def _continues(self, model: ClassifierModel) -> bool:
+    def _continues(self, model: ClassifierModel, plan: Plan) -> bool:
         return model.channels == self._channels
 
     def _score(self, model: ClassifierModel, parts: Parts) -> Score:

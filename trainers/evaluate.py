@@ -28,6 +28,7 @@ class Score:
         cases: Case id to label name to value; nan where the label is in neither truth nor prediction.
         nothing: What a model reaches that has learned nothing.
         unjudged: What is wrong with the cases where no label could be judged.
+        figures: What else was measured, by name; nothing is decided by it.
     """
 
     value: float
@@ -36,6 +37,7 @@ class Score:
     cases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     nothing: float = 0.0
     unjudged: str = "no held-out case holds any of the labels"
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """For JSON: figures rounded to 4 digits, nan as None."""

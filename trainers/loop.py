@@ -156,7 +156,7 @@ def train(
     """Train a network.
 
     Args:
-        network: Changed in place; moved to the device.
+        network: Changed in place; moved to the device. Parameters without ``requires_grad`` do not learn.
         step: Draws a batch with ``state.generator`` and returns the loss, a scalar.
         settings: How.
         on_epoch: Called `Settings.epochs` times.
@@ -170,7 +170,10 @@ def train(
         FloatingPointError: When the loss is no longer a finite number.
     """
     network = network.to(settings.device).train()
-    average = copy.deepcopy(network).eval().requires_grad_(False) if settings.ema else network
+    learning = [p for p in network.parameters() if p.requires_grad]
+    # What does not learn is the same in the average, and is not kept twice.
+    shared = {id(p): p for p in network.parameters() if not p.requires_grad}
+    average = copy.deepcopy(network, shared).eval().requires_grad_(False) if settings.ema else network
     state = State(
         network=network,
         average=average,
@@ -178,7 +181,7 @@ def train(
         precision=settings.precision,
     )
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     log = _Log()
     if checkpoint is not None:
@@ -197,7 +200,7 @@ def train(
         loss = step(state)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(learning, settings.clip)
         optimiser.step()
         state.iteration += 1
         if settings.ema:
@@ -239,8 +242,8 @@ class _Log:
 def _keep(checkpoint: Checkpoint, state: State, optimiser: torch.optim.Optimizer, log: _Log) -> None:
     checkpoint.save(
         {
-            "network": state.network.state_dict(),
-            "average": state.average.state_dict(),
+            "network": _changing(state.network, state.network),
+            "average": _changing(state.average, state.network),
             "optimiser": optimiser.state_dict(),
             "generator": state.generator.get_state(),
             "iteration": state.iteration,
@@ -254,8 +257,8 @@ def _resumed(checkpoint: Checkpoint, state: State, optimiser: torch.optim.Optimi
     kept = checkpoint.load()
     if kept is None:
         return None
-    state.network.load_state_dict(kept["network"])
-    state.average.load_state_dict(kept["average"])
+    state.network.load_state_dict({**state.network.state_dict(), **kept["network"]})
+    state.average.load_state_dict({**state.average.state_dict(), **kept["average"]})
     optimiser.load_state_dict(kept["optimiser"])
     state.generator.set_state(kept["generator"])
     state.iteration = kept["iteration"]
@@ -271,8 +274,15 @@ def rate(progress: float, *, warmup: float) -> float:
 
 @torch.no_grad()
 def _follow(average: nn.Module, network: nn.Module, *, decay: float) -> None:
-    for kept, current in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if kept.dtype.is_floating_point:
-            kept.lerp_(current, 1.0 - decay)
+    kept, current = _changing(average, network), _changing(network, network)
+    for name, value in kept.items():
+        if value.dtype.is_floating_point:
+            value.lerp_(current[name], 1.0 - decay)
         else:
-            kept.copy_(current)
+            value.copy_(current[name])
+
+
+def _changing(module: nn.Module, network: nn.Module) -> dict[str, Tensor]:
+    """What of a module's state training changes: all but the parameters of the network that do not learn."""
+    still = {name for name, p in network.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in still}

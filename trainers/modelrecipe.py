@@ -15,7 +15,7 @@ from trainers.basis import Basis, Parts
 from trainers.evaluate import Score
 from trainers.loop import Run
 from trainers.recipe import Recipe
-from trainers.round import Round
+from trainers.round import Plan, Round
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,6 @@ class ModelRecipe(Recipe, Generic[Model]):
         return {**super().config(), "warm_start": self._warm}
 
     @abstractmethod
-    def build(self) -> Any:
-        """An untrained network; whoever calls it sets the seed."""
-
-    @abstractmethod
     def model(self, network: Any, training: Mapping[str, Any]) -> Model:
         """A network with what using it needs."""
 
@@ -73,8 +69,8 @@ class ModelRecipe(Recipe, Generic[Model]):
         """Write a model."""
 
     @abstractmethod
-    def _continues(self, model: Model) -> bool:
-        """Whether a served model's network is one that `build` makes, so that its weights fit."""
+    def _continues(self, model: Model, plan: Plan) -> bool:
+        """Whether training can start from a served model: its weights fit what is trained."""
 
     @abstractmethod
     def _train(self, now: Round, start: Model | None) -> Trained:
@@ -88,21 +84,10 @@ class ModelRecipe(Recipe, Generic[Model]):
         """What else the statistics say of a candidate; nothing is decided by it."""
         return {}
 
-    def network(self, start: Model | None, seed: int) -> Any:
-        """An untrained network, or one that starts from a model's weights."""
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = self.build()
-        if start is not None:
-            network.load_state_dict(start.network.state_dict())
-        return network
-
     def _round(self, now: Round) -> dict[str, Any]:
         settings = now.plan.settings
         champion = self._champion(settings.device)
-        warm = now.plan.warm and champion is not None and self._continues(champion)
+        warm = now.plan.warm and champion is not None and self._continues(champion, now.plan)
         found = self._train(now, champion if warm else None)
         training = {
             "trainer": self.name,
@@ -127,7 +112,7 @@ class ModelRecipe(Recipe, Generic[Model]):
         logger.info("judging on %d held-out cases", len(parts.held_out))
         new = self._score(candidate, parts)
         old = self._score(champion, parts) if champion else None
-        figures = self._figures(candidate, parts)
+        figures = {**_named("candidate", new), **_named("champion", old), **self._figures(candidate, parts)}
         path = self.basis.model_dir / f"{self.path.stem}-candidate.safetensors"
         self._save(path, candidate)
         record = {
@@ -167,3 +152,27 @@ class ModelRecipe(Recipe, Generic[Model]):
             logger.warning("the served model has labels %s; training from scratch", dict(model.labels))
             return None
         return model
+
+
+class NetworkRecipe(ModelRecipe[Model]):
+    """A trainer of networks that start from random weights, or from those that are served."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """An untrained network; whoever calls it sets the seed."""
+
+    def network(self, start: Model | None, seed: int) -> Any:
+        """An untrained network, or one that starts from a model's weights."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.build()
+        if start is not None:
+            network.load_state_dict(start.network.state_dict())
+        return network
+
+
+def _named(whose: str, score: Score | None) -> dict[str, float]:
+    """What was measured beside the score, under names that say of whom."""
+    return {f"{whose}_{name}": round(value, 4) for name, value in score.figures.items()} if score else {}

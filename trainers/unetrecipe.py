@@ -9,12 +9,13 @@ from typing import Any
 from sam_infer.networks.unet import CHANNELS, UnetModel, build_unet, load_unet, save_unet
 from trainers.basis import Basis, Parts
 from trainers.evaluate import Score, evaluate
-from trainers.modelrecipe import ModelRecipe, Trained
+from trainers.modelrecipe import NetworkRecipe, Trained
+from trainers.round import Plan
 
 __all__ = ["Trained", "UnetRecipe"]
 
 
-class UnetRecipe(ModelRecipe[UnetModel]):
+class UnetRecipe(NetworkRecipe[UnetModel]):
     """A trainer whose result may become the served U-Net: judged by Dice on the held-out cases.
 
     Args:
@@ -47,7 +48,7 @@ class UnetRecipe(ModelRecipe[UnetModel]):
     def _save(self, path: Path, model: UnetModel) -> None:
         save_unet(path, model)
 
-    def _continues(self, model: UnetModel) -> bool:
+    def _continues(self, model: UnetModel, plan: Plan) -> bool:
         return model.channels == CHANNELS
 
     def _score(self, model: UnetModel, parts: Parts) -> Score:

@@ -23,6 +23,7 @@ from sam_infer.library import ImageLibrary
 from sam_infer.tasks.reply import LabelmapTask
 from sam_infer.tasks.unet import UnetInfer
 from trainers.boxes import BoxStore
+from trainers.preferences import PreferenceStore
 
 #: Describes images to `strategies.diverse` where the project's engine keeps little more than the slice.
 DESCRIBING_ENGINE = "sam_tiny"
@@ -47,6 +48,7 @@ class Models:
             embedding_bytes=project.embeddings_mb << 20,
         )
         self.boxes = BoxStore(home / "boxes")
+        self.preferences = PreferenceStore(home / "preferences")
 
     @cached_property
     def unet(self) -> UnetInfer:

@@ -52,6 +52,8 @@ import apps.samloop.routes.boxes as own_boxes
 import apps.samloop.routes.datastore as own_datastore
 import apps.samloop.routes.infer as own_infer
 import apps.samloop.routes.learn as own_learn
+import apps.samloop.routes.preference as own_preference
+import apps.samloop.routes.published as own_published
 import apps.samloop.routes.session as own_session
 from apps.samloop import page
 from apps.samloop.incoming import check_id, check_tag, parse_object
@@ -64,7 +66,7 @@ _SESSION = re.compile(r"[0-9a-fA-F-]{1,64}")
 MAX_BODY = 4 << 20
 #: What the index says of an image or label of itself.
 KEPT_INFO = {"id", "name", "path", "strategy", "ts"}
-#: Stock routes that are not served: served weights change by training and the publish gate only.
+#: Stock routes that are not served: served weights change by the publish gate, and back by a rollback.
 _DROPPED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
 _FAMILIES = {
     "/infer/{model}": ("model", "_infers"),
@@ -102,7 +104,16 @@ def create_app() -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     _add_error_handlers(app)
     taken = set(_DROPPED)
-    owns = (own_infer, own_batch, own_learn, own_boxes, own_datastore, own_session)
+    owns = (
+        own_infer,
+        own_batch,
+        own_learn,
+        own_published,
+        own_boxes,
+        own_preference,
+        own_datastore,
+        own_session,
+    )
     for own in (module.router for module in owns):
         app.include_router(own)
         taken |= {(method, route.path) for route in _routes(own) for method in route.methods or ()}
@@ -168,7 +179,7 @@ async def _check(request: Request) -> None:
     """Refuse names that do not exist or could leave the store, and JSON that could not be stored."""
     path = getattr(request.scope.get("route"), "path", "")
     query = request.query_params
-    if path.startswith(("/infer", "/datastore")):
+    if path.startswith(("/infer", "/datastore", "/preference")):
         for argument in ("image", "label", "id"):
             if query.get(argument):
                 check_id(argument, query[argument])

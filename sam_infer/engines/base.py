@@ -38,12 +38,15 @@ class Encoding:
         cheap: True where encoding takes no longer than people wait for a click, some 0.3 s.
         device: Torch device of the features.
         margin: Side of a crop around an object over the object's longest side, at least.
+        fingerprint: Changes whenever what `encode` gives changes; part of the key of every kept embedding.
+            None = the engine's own, as where nothing changes without the encoder.
     """
 
     side: int
     cheap: bool
     device: str
     margin: float = 3.0
+    fingerprint: str | None = None
 
 
 @runtime_checkable
@@ -56,7 +59,7 @@ class Engine(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the weights or the preprocessing change; part of every cache key."""
+        """Changes whenever the weights or the preprocessing change; part of the key of every kept answer."""
 
     @property
     def encoding(self) -> Encoding | None:

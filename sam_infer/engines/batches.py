@@ -10,7 +10,7 @@ from sam_infer.types import Candidates, Prompts
 def decode_by_shape(
     prompts: Sequence[Prompts], decode: Callable[[list[Prompts]], list[Candidates]]
 ) -> list[Candidates]:
-    """Decode prompts of one shape (number of points, box or none, mask or none) as one batch each.
+    """Decode prompts of one shape (number of points; box, mask, text, attention or none) as one batch each.
 
     Args:
         prompts: One entry per object.
@@ -22,11 +22,12 @@ def decode_by_shape(
     Raises:
         ValueError: When a prompt is empty.
     """
-    groups: dict[tuple[int, bool, bool], list[int]] = {}
+    groups: dict[tuple[int | bool, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         if prompt.is_empty:
             raise ValueError(f"prompt {index} is empty")
-        shape = (len(prompt.points), prompt.box is not None, prompt.mask_logits is not None)
+        parts = (prompt.box, prompt.mask_logits, prompt.text, prompt.attention)
+        shape = (len(prompt.points), *(part is not None for part in parts))
         groups.setdefault(shape, []).append(index)
     results: dict[int, Candidates] = {}
     for indices in groups.values():

@@ -1,4 +1,7 @@
-"""The engines that can be served, their checkpoints, where those come from and under which licence."""
+"""The engines that can be served, their checkpoints, where those come from and under which licence.
+
+Beside them stand models of several files that serve engines and are none themselves (`FOLDERS`).
+"""
 
 from __future__ import annotations
 
@@ -15,46 +18,85 @@ PACKAGED = Path(__file__).resolve().parent.parent / "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One engine with one set of weights.
+class Download:
+    """One file that is fetched and checked.
 
     Args:
-        name: Registry name.
-        title: What it is.
-        family: Which engine class runs it.
-        architecture: The network; None for the bundled model, whose file says it itself.
-        framing: What the checkpoint expects around a SAM network.
-        file: Name of the checkpoint file.
+        name: What `samloop weights fetch` calls it, or what it belongs to.
+        file: Its name among the checkpoints, with its folder where it has one.
         packaged: True where the file comes with the package and is never fetched.
         addresses: Where it is fetched from, tried in order.
-        page: Where its authors publish it.
         size: Bytes; None = not known.
         sha256: Of the file, hexadecimal; None = not known: recorded beside the file when it is first fetched.
-        hash_source: Where the size and the hash were read.
-        side: Side of the network's input in pixels.
-        licence: Of the weights.
-        code_licence: Of its authors' code.
-        commercial: False where the weights may not be used commercially.
-        note: What a user must know.
+        named: Where a user names a copy of their own.
     """
 
     name: str
-    title: str
-    family: Literal["bundled", "sam", "sam2"]
-    architecture: Architecture | None
     file: str
-    side: int
-    licence: str
-    code_licence: str
-    page: str
-    framing: Framing = framing.SAM
     packaged: bool = False
     addresses: tuple[str, ...] = ()
     size: int | None = None
     sha256: str | None = None
+    named: str = "name the file with --weights or engine.weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is told of a set of weights.
+
+    Args:
+        title: What it is.
+        page: Where its authors publish it.
+        licence: Of the weights.
+        code_licence: Of its authors' code.
+        hash_source: Where sizes and hashes were read.
+        commercial: False where the weights may not be used commercially.
+        note: What a user must know.
+    """
+
+    title: str
+    page: str
+    licence: str
+    code_licence: str
     hash_source: str = ""
     commercial: bool = True
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Download, Published):
+    """One engine with one set of weights, in one file.
+
+    Args:
+        name: Registry name.
+        family: Which engine class runs it.
+        architecture: The network; None for the bundled model, whose file says it itself.
+        framing: What the checkpoint expects around a SAM network.
+        side: Side of the network's input in pixels.
+    """
+
+    family: Literal["bundled", "sam", "sam2"]
+    architecture: Architecture | None
+    side: int
+    framing: Framing = framing.SAM
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderEntry(Published):
+    """A model of several files in a folder of their own, which serves engines and is none.
+
+    Args:
+        name: What `samloop weights fetch` calls it, and the folder among the checkpoints.
+        files: Its files.
+    """
+
+    name: str
+    files: tuple[Download, ...]
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all files whose size is known; None where none is."""
+        return sum(one.size or 0 for one in self.files) or None
 
 
 _META = "https://dl.fbaipublicfiles.com"
@@ -187,3 +229,44 @@ _ENTRIES = (
 
 #: Registry name -> entry.
 CATALOG = {entry.name: entry for entry in _ENTRIES}
+
+
+_BIOMED_CLIP = "https://huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+_BIOMED_CLIP_REVISION = "9f341de24bfb00180f1b847274256e9b65a3a32e"
+
+
+def _biomed_clip(file: str, *, size: int | None = None, sha256: str | None = None) -> Download:
+    return Download(
+        name="biomed_clip", file=f"biomed_clip/{file}", size=size, sha256=sha256,
+        addresses=(f"{_BIOMED_CLIP}/resolve/{_BIOMED_CLIP_REVISION}/{file}",),
+        named="name the folder in the project file under clip.weights",
+    )  # fmt: skip
+
+
+_FOLDERS = (
+    FolderEntry(
+        name="biomed_clip",
+        title="BiomedCLIP: ViT-B/16 and PubMedBERT, for sam_auto_clip",
+        page=_BIOMED_CLIP,
+        licence="MIT",
+        code_licence="MIT",
+        hash_source="pinned alike, with this revision, by several public projects, but for the tokenizer",
+        files=(
+            _biomed_clip(
+                "open_clip_config.json",
+                sha256="9a41f334a8c444678772c0ebb9ab854c97ab350bced3a17b803e258d39c23dc0",
+            ),
+            _biomed_clip("tokenizer_config.json"),
+            _biomed_clip("tokenizer.json"),
+            _biomed_clip("vocab.txt"),
+            _biomed_clip(
+                "open_clip_pytorch_model.bin", size=783_705_670,
+                sha256="52cc993c5c5ff962bd0c60931874bc001e7e9b41666a385530f4a036294576be",
+            ),
+        ),
+        note="its authors intend it for research; maps of it may not depend on the text, which is checked",
+    ),
+)  # fmt: skip
+
+#: Name -> models of several files that serve engines and are none themselves.
+FOLDERS = {entry.name: entry for entry in _FOLDERS}

@@ -18,7 +18,7 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
-from sam_infer.engines.catalog import Entry
+from sam_infer.engines.catalog import Download
 from sam_infer.engines.integrity import check, record
 from sam_infer.engines.location import by_hand, cache_folder
 from sam_infer.errors import InputError
@@ -64,16 +64,16 @@ class _Origin:
 
 
 def fetch(
-    entry: Entry,
+    entry: Download,
     *,
     folder: Path | None = None,
     report: Report = lambda done, total: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Fetch an engine's checkpoint; at once where it is there and intact.
+    """Fetch a checkpoint; at once where it is there and intact.
 
     Args:
-        entry: The engine.
+        entry: The checkpoint.
         folder: Where the file goes; None = the cache folder.
         report: Called as bytes arrive.
         wait: Waits so many seconds between attempts.
@@ -97,7 +97,7 @@ def fetch(
     return target
 
 
-def _fetch(entry: Entry, target: Path, report: Report, wait: Callable[[float], None]) -> None:
+def _fetch(entry: Download, target: Path, report: Report, wait: Callable[[float], None]) -> None:
     part = _Part(target)
     failures = []
     for address in entry.addresses:
@@ -110,7 +110,7 @@ def _fetch(entry: Entry, target: Path, report: Report, wait: Callable[[float], N
         raise InputError(
             "weights",
             entry.name,
-            f"could not be fetched ({'; '.join(failures)}); {by_hand(entry, target.parent)}",
+            f"could not be fetched ({'; '.join(failures)}); {by_hand(entry, target)}",
         )
     verdict = check(entry, part.file)
     if verdict.good is False:
@@ -153,7 +153,9 @@ class _Part:
         self._origin.unlink(missing_ok=True)
 
 
-def _transfer(part: _Part, address: str, entry: Entry, report: Report, wait: Callable[[float], None]) -> None:
+def _transfer(
+    part: _Part, address: str, entry: Download, report: Report, wait: Callable[[float], None]
+) -> None:
     """Bring the part to its full size, in as many requests as it takes while each brings something."""
     origin = part.origin
     if origin is None or origin.address != address or (origin.validator is None and entry.sha256 is None):
@@ -176,7 +178,7 @@ def _transfer(part: _Part, address: str, entry: Entry, report: Report, wait: Cal
             raise _RefusedError(_reason(error)) from error
 
 
-def _request(part: _Part, address: str, entry: Entry, report: Report) -> None:
+def _request(part: _Part, address: str, entry: Download, report: Report) -> None:
     """Ask for what is missing and write it; `_BrokenError` where it should be asked again."""
     have, origin = part.size, part.origin
     if origin is not None and origin.total is not None and have == origin.total:
@@ -222,7 +224,7 @@ def _request(part: _Part, address: str, entry: Entry, report: Report) -> None:
         raise _BrokenError(f"broke off after {part.size} of {given.total} bytes")
 
 
-def _origin(reply: requests.Response, address: str, entry: Entry) -> _Origin:
+def _origin(reply: requests.Response, address: str, entry: Download) -> _Origin:
     tag = reply.headers.get("ETag")
     strong = tag if tag and not tag.startswith("W/") else None
     if reply.status_code == 206:
@@ -236,7 +238,7 @@ def _origin(reply: requests.Response, address: str, entry: Entry) -> _Origin:
     )
 
 
-def _room(file: Path, have: int, total: int | None, entry: Entry) -> int:
+def _room(file: Path, have: int, total: int | None, entry: Download) -> int:
     """The size that the file may reach.
 
     Raises:

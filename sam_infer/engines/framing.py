@@ -101,11 +101,27 @@ class Framing:
         Returns:
             (B, 1, low, low) float32.
         """
-        mask = logits[:, None].clamp(-20, 20)
-        scaled = self.scaled((logits.shape[1], logits.shape[2]), side)
+        mask = logits.clamp(-20, 20)
+        return self.padded(mask, side, low, beyond=float(mask.min()))
+
+    def padded(self, values: Tensor, side: int, low: int, *, beyond: float = 0.0) -> Tensor:
+        """Values of a slice's pixels on a grid over the network's input.
+
+        Args:
+            values: (B, H, W) float32 at the slice's own resolution.
+            side: Side of the network's input in pixels.
+            low: Side of the grid.
+            beyond: What lies beyond the slice.
+
+        Returns:
+            (B, 1, low, low) float32.
+        """
+        scaled = self.scaled((values.shape[1], values.shape[2]), side)
         height, width = (max(1, round(s * low / side)) for s in scaled)
-        mask = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)
-        return F.pad(mask, (0, low - width, 0, low - height), value=float(mask.min()))
+        small = F.interpolate(
+            values[:, None], (height, width), mode="bilinear", align_corners=False, antialias=True
+        )
+        return F.pad(small, (0, low - width, 0, low - height), value=beyond)
 
     def several(self, prompt: Prompts) -> bool:
         """Whether a prompt is answered with three candidates."""

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_infer.engines.catalog import Entry
+from sam_infer.engines.catalog import Download
 from sam_infer.files import write_atomic
 
 
@@ -25,11 +25,11 @@ class Verdict:
     sha256: str | None = None
 
 
-def check(entry: Entry, path: Path) -> Verdict:
+def check(entry: Download, path: Path) -> Verdict:
     """Compare a checkpoint file with the catalogue, or with what was recorded when it was fetched.
 
     Args:
-        entry: The engine.
+        entry: The checkpoint.
         path: An existing file.
     """
     size = path.stat().st_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sam_infer.engines.catalog import PACKAGED, Entry
+from sam_infer.engines.catalog import PACKAGED, Download, FolderEntry
 from sam_infer.errors import InputError
 
 #: Environment variable that names the cache folder.
@@ -18,7 +18,7 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "samloop" / "weights"
 
 
-def place(entry: Entry, given: Path | None = None) -> Path:
+def place(entry: Download, given: Path | None = None) -> Path:
     """Where an entry's checkpoint is looked for, present or not.
 
     Args:
@@ -30,13 +30,13 @@ def place(entry: Entry, given: Path | None = None) -> Path:
     return in_folder(entry, given or cache_folder())
 
 
-def in_folder(entry: Entry, folder: Path) -> Path:
+def in_folder(entry: Download, folder: Path) -> Path:
     """Where an entry's checkpoint is looked for in a folder; packaged weights lie in the package besides."""
     inside = folder / entry.file
     return PACKAGED / entry.file if entry.packaged and not inside.is_file() else inside
 
 
-def find(entry: Entry, given: Path | None = None) -> Path:
+def find(entry: Download, given: Path | None = None) -> Path:
     """The checkpoint file of an entry.
 
     Args:
@@ -54,32 +54,61 @@ def find(entry: Entry, given: Path | None = None) -> Path:
             remedy = "it comes with the package; install samloop again"
         elif path == given:
             remedy = (
-                "name a checkpoint file or a folder of them that is there, or leave it out and run "
-                f"{_command(entry, cache_folder())}, or {by_hand(entry, cache_folder())}"
+                "name a checkpoint file or a folder of them that is there, or leave it out and "
+                f"{_remedy(entry, cache_folder())}"
             )
         else:
-            remedy = f"run {_command(entry, path.parent)}, or {by_hand(entry, path.parent)}"
+            remedy = _remedy(entry, path.parent)
         raise InputError("weights", str(path), f"{entry.name} needs this file, which is not there; {remedy}")
     size = path.stat().st_size
     if path != given and entry.size not in (None, size):
         raise InputError(
             "weights",
             str(path),
-            f"has {size} bytes instead of {entry.size}; run {_command(entry, path.parent)}, or name "
+            f"has {size} bytes instead of {entry.size}; run {_command(entry.name, path.parent)}, or name "
             "the file itself with --weights if it is one of your own",
         )
     return path
 
 
-def _command(entry: Entry, folder: Path) -> str:
+def folder_in(entry: FolderEntry, folder: Path | None = None) -> Path:
+    """Where the files of a model of several are looked for; ``folder`` as in `find_folder`."""
+    return (folder or cache_folder()) / entry.name
+
+
+def find_folder(entry: FolderEntry, folder: Path | None = None) -> Path:
+    """The folder of a model of several files.
+
+    Args:
+        entry: The model.
+        folder: The folder of checkpoints in which its own lies; None = the cache folder.
+
+    Raises:
+        InputError: When a file of it is missing; the text says how to get it.
+    """
+    base = folder or cache_folder()
+    for one in entry.files:
+        path = in_folder(one, base)
+        if not path.is_file() or one.size not in (None, path.stat().st_size):
+            what = f"needs this file, which is not there, or not whole; {_remedy(one, base)}"
+            raise InputError("weights", str(path), f"{entry.name} {what}")
+    return folder_in(entry, folder)
+
+
+def _remedy(entry: Download, folder: Path) -> str:
+    """How to get a file into a folder of checkpoints, with and without a network."""
+    return f"run {_command(entry.name, folder)}, or {by_hand(entry, in_folder(entry, folder))}"
+
+
+def _command(name: str, folder: Path) -> str:
     """The command that fetches a checkpoint into a folder."""
     option = "" if folder == cache_folder() else f" --folder {folder}"
-    return f"`samloop weights fetch {entry.name}{option}`"
+    return f"`samloop weights fetch {name}{option}`"
 
 
-def by_hand(entry: Entry, folder: Path) -> str:
-    """How to bring a checkpoint to a computer without a network."""
+def by_hand(entry: Download, target: Path) -> str:
+    """How to bring a file to its place on a computer without a network."""
     return (
-        f"download {entry.addresses[0]} on another computer and put it into {folder} as {entry.file}, "
-        "or name the file with --weights or engine.weights"
+        f"download {entry.addresses[0]} on another computer and put it into {target.parent} as "
+        f"{target.name}, or {entry.named}"
     )

@@ -18,6 +18,7 @@ from sam_infer.engines.batches import decode_by_shape
 from sam_infer.engines.checkpoint import digest_of, load_network
 from sam_infer.engines.framing import SAM, Framing
 from sam_infer.engines.runtime import AUTO, Encode, find_runtime, prepare
+from sam_infer.tuning.extras import ExtraPrompts
 from sam_infer.types import Candidates, FloatArray, Prompts
 
 #: Side of the input, in pixels, up to which an encoder answers within some 0.3 s on a CPU, and an object is
@@ -42,6 +43,7 @@ class SamEngine:
         framing: What the checkpoint expects around its network.
         device: Torch device, such as "cpu" or "cuda:0".
         runtime: How the image encoder is run, one of `sam_infer.engines.runtime.RUNTIMES`.
+        extras: What the model learned to be prompted with besides; None = a SAM's own prompts alone.
 
     Raises:
         InputError: When the runtime cannot run here.
@@ -57,6 +59,7 @@ class SamEngine:
         framing: Framing = SAM,
         device: str = "cpu",
         runtime: str = AUTO,
+        extras: ExtraPrompts | None = None,
     ) -> None:
         if (weights is None) == (model is None):
             raise ValueError("give either weights (a checkpoint file) or model (a Sam), not both or none")
@@ -67,6 +70,8 @@ class SamEngine:
         self._framing = framing
         self._device = torch.device(device)
         self._runtime = find_runtime(runtime, self._device)
+        self._encoded_as: str | None = None
+        self._extras = None if extras is None else extras.to(device).eval()
         self._digest: str | None = None
         self._encoder: Encode | None = None
         self._loading = threading.Lock()
@@ -81,15 +86,48 @@ class SamEngine:
     def fingerprint(self) -> str:
         """SHA-256 of the framing and the weights, and the runtime where it changes what they compute."""
         differs = self._runtime.differs
-        return f"{self._weights_digest()}-{differs}" if differs else self._weights_digest()
+        return f"{self.digest}-{differs}" if differs else self.digest
 
-    def _weights_digest(self) -> str:
+    def with_model(
+        self, model: Any, *, extras: ExtraPrompts | None = None, same_encoder: bool = False
+    ) -> SamEngine:
+        """An engine of another model of the same kind, framed and run as this one.
+
+        Args:
+            model: A ready ``segment_anything.modeling.Sam``.
+            extras: What it learned to be prompted with besides.
+            same_encoder: Whether its image encoder is this one's, so that embeddings of both are the same.
+        """
+        other = SamEngine(
+            name=self.name,
+            model=model,
+            architecture=self._architecture,
+            framing=self._framing,
+            device=str(self._device),
+            runtime=self._runtime.name,
+            extras=extras,
+        )
+        other._encoded_as = self.fingerprint if same_encoder else None
+        return other
+
+    @property
+    def framing(self) -> Framing:
+        """What the checkpoint expects around its network."""
+        return self._framing
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._device
+
+    @property
+    def digest(self) -> str:
         """SHA-256 of the framing and of the checkpoint file, or of the given model's parameters."""
         with self._loading:
             return self._identified()
 
     def _identified(self) -> str:
-        """`_weights_digest`; whoever asks holds the lock of loading."""
+        """`digest`; whoever asks holds the lock of loading."""
         if self._digest is None:
             self._digest = digest_of(f"sam/v2/{self._framing}", self._weights, self._model)
         return self._digest
@@ -112,7 +150,9 @@ class SamEngine:
         """The image side of the model; a ViT of more than 256 pixels is cheap on a GPU only."""
         side = int(self.model.image_encoder.img_size)
         small, cuda = side <= SMALL_SIDE, self._device.type == "cuda"
-        usual = Encoding(side=side, cheap=small or cuda, device=str(self._device))
+        usual = Encoding(
+            side=side, cheap=small or cuda, device=str(self._device), fingerprint=self._encoded_as
+        )
         return replace(usual, margin=SMALL_MARGIN) if small else usual
 
     @torch.inference_mode()
@@ -145,7 +185,7 @@ class SamEngine:
         pixels = torch.cat([self._framing.image(image, model, self._device) for image in images])
         with self._encoding:
             if self._encoder is None:
-                encoder, digest = model.image_encoder, self._weights_digest()
+                encoder, digest = model.image_encoder, self.digest
                 self._encoder = prepare(self._runtime, encoder, side=encoder.img_size, digest=digest)
             return self._encoder(pixels)
 
@@ -173,6 +213,16 @@ class SamEngine:
             given = tensor(np.stack([np.asarray(p.mask_logits) for p in prompts]))
             masks = framing.mask_input(given, side, model.prompt_encoder.mask_input_size[0])
         sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=masks)
+        if first.text is not None or first.attention is not None:
+            if self._extras is None:
+                raise ValueError(f"{self.name} did not learn to be prompted with text or attention")
+            grid, text, attention = dense.shape[-1], None, None
+            if first.text is not None:
+                text = tensor(np.stack([np.asarray(p.text) for p in prompts]))
+            if first.attention is not None:
+                given = tensor(np.stack([np.asarray(p.attention) for p in prompts]))
+                attention = framing.padded(given, side, grid)
+            sparse, dense = self._extras(sparse, dense, text=text, attention=attention)
         low, iou = model.mask_decoder(
             image_embeddings=embedding.features["image"],
             image_pe=model.prompt_encoder.get_dense_pe(),

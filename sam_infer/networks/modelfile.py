@@ -75,7 +75,14 @@ class Content:
         }
 
 
-def save_model(path: Path | str, model: Published, *, kind: str, extra: Mapping[str, Any]) -> str:
+def save_model(
+    path: Path | str,
+    model: Published,
+    *,
+    kind: str,
+    extra: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
+) -> str:
     """Write a model to one file, atomically.
 
     Args:
@@ -83,6 +90,7 @@ def save_model(path: Path | str, model: Published, *, kind: str, extra: Mapping[
         model: What to write.
         kind: Name and version of the format.
         extra: What the header holds beside what all have; plain JSON values.
+        state: What of the network the file holds; None = all.
 
     Returns:
         sha256 of the file's content, hex.
@@ -95,8 +103,9 @@ def save_model(path: Path | str, model: Published, *, kind: str, extra: Mapping[
         **extra,
     }
     texts = {"format": kind, **{key: json.dumps(value) for key, value in header.items()}}
-    state = {name: t.detach().cpu().contiguous() for name, t in model.network.state_dict().items()}
-    content = safetensors_bytes(state, metadata=texts)
+    kept = model.network.state_dict() if state is None else state
+    tensors = {name: t.detach().cpu().contiguous() for name, t in kept.items()}
+    content = safetensors_bytes(tensors, metadata=texts)
     write_atomic(Path(path), content)
     return hashlib.sha256(content).hexdigest()
 

@@ -15,8 +15,9 @@ from sam_infer.library import ImageLibrary
 from sam_infer.networks.classifier import THRESHOLD, ClassifierModel, load_classifier
 from sam_infer.prompts.activation import THRESHOLD as CAM_THRESHOLD
 from sam_infer.prompts.request import parse_flag, parse_names, parse_number, parse_zoom
+from sam_infer.published import PublishedModel
 from sam_infer.tasks.numbering import numbered
-from sam_infer.tasks.published import PublishedModel, PublishedTask
+from sam_infer.tasks.published import PublishedTask
 from sam_infer.tasks.reply import LabelmapFile, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.uncertainty import mean_by_label

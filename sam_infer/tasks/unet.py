@@ -9,8 +9,9 @@ from typing import Any
 from sam_infer.intensity import Window
 from sam_infer.networks.unet import UnetModel, load_unet
 from sam_infer.prompts.request import parse_flag
+from sam_infer.published import PublishedModel
 from sam_infer.tasks.numbering import numbered
-from sam_infer.tasks.published import PublishedModel, PublishedTask
+from sam_infer.tasks.published import PublishedTask
 from sam_infer.tasks.reply import LabelmapFile, make_reply
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.uncertainty import mean_by_label

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sam_infer.engines.checkpoint import fill, read_state
-from sam_infer.networks.samtiny import build_sam_tiny
+from sam_infer.networks.samtiny import SIDE, build_sam_tiny
 from trainers.pretrain.loop import Plan, run
 from trainers.pretrain.recipe import TinyRecipe
-from trainers.pretrain.samtinyrounds import corrected, decode, first_asked, losses
 from trainers.pretrain.samtinyscenes import Scenes, SceneSampler
+from trainers.samrounds import Asked, corrected, decode, losses
 
 #: Corrective rounds of a step, drawn with equal chances.
 _CORRECTIONS = (1, 1, 2, 2, 4)
@@ -78,7 +78,7 @@ class _Learner:
                 keep = [n + rng.permutation(recipe.prompts)[: recipe.corrected] for n in starts]
                 index = torch.from_numpy(np.concatenate(keep)).to(leaf.device)
                 asked, logits = asked.select(index), logits[index]
-            asked = corrected(asked, logits, rng)
+            asked = corrected(asked, logits, rng, side=SIDE)
         features.backward(leaf.grad)
         return total
 
@@ -87,3 +87,14 @@ class _Learner:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         pass
+
+
+def first_asked(scenes: Scenes) -> Asked:
+    """The prompts of a batch, image by image, before any correction."""
+    images, count = scenes.truth.shape[:2]
+    truth = scenes.truth.flatten(0, 1)
+    return Asked(
+        owner=torch.arange(images, device=truth.device).repeat_interleave(count),
+        truth=truth, box=scenes.box.flatten(0, 1), clicks=truth.new_zeros(len(truth), 0, 3),
+        first=scenes.click.flatten(0, 1), previous=scenes.previous.flatten(0, 1),
+    )  # fmt: skip

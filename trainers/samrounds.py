@@ -1,8 +1,13 @@
-"""What a step of ``sam_tiny`` learns from: prompts, the masks they give, corrective clicks, the loss."""
+"""What a step of a Segment Anything learns from: prompts, the masks they give, corrective clicks, the loss.
+
+S is the side of the network's masks, a quarter of its embedding's pixel; coordinates are pixels of its input.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,9 +15,11 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from trainers.pretrain.samtinyscenes import Scenes
+from sam_infer.tuning.extras import ExtraPrompts
 
 _CLAMP = 20.0
+#: (N, S, S) logits and shares -> (N,), the loss of each mask.
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +28,13 @@ class Asked:
 
     Args:
         owner: (P,) int64, the image of each in its batch.
-        truth: (P, 128, 128) float32, share of each pixel that the object covers.
-        box: (P, 4) float32; NaN where there is none.
-        clicks: (P, N, 3) float32: x, y in pixels of the 256 px image and 1 = foreground, 0 = background.
+        truth: (P, S, S) float32, share of each pixel that the object covers.
+        box: (P, 4) float32 xyxy; NaN where there is none.
+        clicks: (P, N, 3) float32: x, y and 1 = foreground, 0 = background.
         first: (P, 2) float32, an earlier foreground click; NaN where there is none.
-        previous: (P, 128, 128) float32 logits; all 0 where there is none.
+        previous: (P, S, S) float32 logits; all 0 where there is none.
+        text: (P, D) float32 embedded texts; None = nothing is said.
+        attention: (P, 1, h, w) float32 on the grid of the embedding; None = there is none.
     """
 
     owner: Tensor
@@ -34,25 +43,17 @@ class Asked:
     clicks: Tensor
     first: Tensor
     previous: Tensor
+    text: Tensor | None = None
+    attention: Tensor | None = None
 
     def select(self, index: Tensor) -> Asked:
         """Some of the objects."""
-        return Asked(**{name: value[index] for name, value in vars(self).items()})
-
-
-def first_asked(scenes: Scenes) -> Asked:
-    """The prompts of a batch, image by image, before any correction."""
-    images, count = scenes.truth.shape[:2]
-    truth = scenes.truth.flatten(0, 1)
-    return Asked(
-        owner=torch.arange(images, device=truth.device).repeat_interleave(count),
-        truth=truth, box=scenes.box.flatten(0, 1), clicks=truth.new_zeros(len(truth), 0, 3),
-        first=scenes.click.flatten(0, 1), previous=scenes.previous.flatten(0, 1),
-    )  # fmt: skip
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return Asked(**{name: value[index] for name, value in given.items()})
 
 
 def embed(model: Sam, asked: Asked) -> tuple[Tensor, Tensor]:
-    """Sparse (P, T, C) and dense (P, C, 32, 32) embeddings from segment-anything's prompt encoder.
+    """Sparse (P, T, C) and dense (P, C, h, w) embeddings from segment-anything's prompt encoder.
 
     A box gives two tokens; clicks without a box give theirs and one that says "no point", so that a box
     with N corrective clicks and a first click with N corrective clicks give equally many.
@@ -81,18 +82,23 @@ def embed(model: Sam, asked: Asked) -> tuple[Tensor, Tensor]:
     return sparse, dense
 
 
-def decode(model: Sam, features: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-    """All four masks (P, 4, 128, 128) and predicted IoU (P, 4), float32.
+def decode(
+    model: Sam, features: Tensor, asked: Asked, extras: ExtraPrompts | None = None
+) -> tuple[Tensor, Tensor]:
+    """All four masks (P, 4, S, S) and predicted IoU (P, 4), float32.
 
     The mask decoder takes one image; it adds the dense embedding to it. Here every prompt's image is already
     in its dense embedding and the image is 0, so that prompts of several images are decoded at once.
 
     Args:
         model: The network.
-        features: (B, C, 32, 32), the embeddings of the images.
+        features: (B, C, h, w), the embeddings of the images.
         asked: The prompts.
+        extras: Takes text and attention; None where there are none.
     """
     sparse, dense = embed(model, asked)
+    if extras is not None:
+        sparse, dense = extras(sparse, dense, text=asked.text, attention=asked.attention)
     dense = features[asked.owner] + dense.to(features.dtype)
     masks, iou = model.mask_decoder.predict_masks(
         image_embeddings=torch.zeros_like(features[:1]),
@@ -108,31 +114,65 @@ def ambiguous(asked: Asked) -> Tensor:
     return alone if asked.clicks.shape[1] == 0 else torch.zeros_like(alone)
 
 
-def losses(masks: Tensor, iou: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+def bce_dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """2 BCE + Dice of each mask, (N, S, S) logits and shares -> (N,): what the shipped model learned with."""
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2))
+    return 2 * entropy + soft_dice_loss(logits, truth)
+
+
+def focal_dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """20 focal + Dice of each mask, (N, S, S) logits and shares -> (N,).
+
+    As SAM was trained, with SAM-Med2D's numbers (code of Cheng et al., arXiv:2308.16184): gamma 2, alpha
+    0.25 on the object and 0.75 on the background, a mean over all pixels. Its Dice is that of a whole batch;
+    here it is one of each mask, so that small objects count as large ones do.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    share = torch.sigmoid(logits)
+    right = share * truth + (1 - share) * (1 - truth)
+    alpha = 0.25 * truth + 0.75 * (1 - truth)
+    return 20 * (alpha * (1 - right).square() * entropy).mean((1, 2)) + soft_dice_loss(logits, truth)
+
+
+def soft_dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """1 - Dice of probabilities, smoothed by 1; (N, S, S) -> (N,)."""
+    share = torch.sigmoid(logits)
+    both, total = (share * truth).sum((1, 2)), share.sum((1, 2)) + truth.sum((1, 2))
+    return 1 - (2 * both + 1) / (total + 1)
+
+
+def losses(
+    masks: Tensor,
+    iou: Tensor,
+    asked: Asked,
+    *,
+    masks_of: Literal["by_prompt", "three", "one"] = "by_prompt",
+    criterion: Criterion = bce_dice,
+) -> tuple[Tensor, Tensor]:
     """The loss of every object, and the logits of the mask that the model would answer with.
 
-    2 BCE + Dice of the single mask, or of the best of three masks where one click is the whole prompt (the
-    others count a twentieth), and the squared error of the predicted IoU of the masks in use.
+    The criterion of the single mask, or of the best of three masks where those answer (the others count a
+    twentieth), and the squared error of the predicted IoU of the masks in use.
 
     Args:
         masks: (P, 4, S, S) logits.
         iou: (P, 4), predicted.
         asked: The prompts and truths.
+        masks_of: Which masks answer: those of `sam_infer.engines.framing.Framing.masks`.
+        criterion: Of masks.
 
     Returns:
         (P,) losses and (P, S, S) detached logits.
     """
-    several = ambiguous(asked)
+    lone = ambiguous(asked)
+    several = lone if masks_of == "by_prompt" else torch.full_like(lone, masks_of == "three")
     used = torch.stack([~several, several, several, several], 1)
     row, _ = torch.nonzero(used, as_tuple=True)
     logits, quality, truth = masks[used], iou[used], asked.truth[row]
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2))
-    share = torch.sigmoid(logits)
-    both, total = (share * truth).sum((1, 2)), share.sum((1, 2)) + truth.sum((1, 2))
     with torch.no_grad():
         found, real = logits > 0, truth > 0.5
         reached = (found & real).sum((1, 2)) / (found | real).sum((1, 2)).clamp_min(1)
-    wrong = masks.new_zeros(used.shape).masked_scatter(used, 2 * entropy + 1 - (2 * both + 1) / (total + 1))
+    wrong = masks.new_zeros(used.shape).masked_scatter(used, criterion(logits, truth))
     off = masks.new_zeros(used.shape).masked_scatter(used, (quality - reached).square())
     single = wrong[:, 0] + off[:, 0]
     three = wrong[:, 1:].amin(1) + 0.05 * wrong[:, 1:].mean(1) + off[:, 1:].mean(1)
@@ -141,7 +181,7 @@ def losses(masks: Tensor, iou: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
     return torch.where(several, three, single), chosen
 
 
-def corrected(asked: Asked, logits: Tensor, rng: np.random.Generator) -> Asked:
+def corrected(asked: Asked, logits: Tensor, rng: np.random.Generator, *, side: int) -> Asked:
     """The same objects with one more click in an error and the previous logits, as SAM's training does.
 
     The click is the middle of a large error at times, any wrong pixel at others. A seventh of the rounds
@@ -151,6 +191,7 @@ def corrected(asked: Asked, logits: Tensor, rng: np.random.Generator) -> Asked:
         asked: The prompts so far.
         logits: (P, S, S), the answer to them.
         rng: Source of every choice.
+        side: Of the network's input in pixels.
     """
     truth, mask = asked.truth > 0.5, logits > 0
     wrong = (truth ^ mask).float()
@@ -167,7 +208,8 @@ def corrected(asked: Asked, logits: Tensor, rng: np.random.Generator) -> Asked:
     place = torch.where(wrong > 0, random, -torch.ones_like(random)).flatten(1).argmax(1)
     row, column = place // logits.shape[-1], place % logits.shape[-1]
     label = truth.flatten(1).gather(1, place[:, None])[:, 0].float()
-    click = torch.stack([2 * column + 0.5, 2 * row + 0.5, label], 1)
+    scale = side / logits.shape[-1]
+    click = torch.stack([scale * (column + 0.5) - 0.5, scale * (row + 0.5) - 0.5, label], 1)
     drop = rng.random() < 1 / 7
     return replace(
         asked,
