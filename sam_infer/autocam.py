@@ -10,7 +10,7 @@ overlap the highest logit wins; both are this project's own choice.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,15 @@ class CamOptions:
         threshold: Least value of the activation map in what becomes a box, above 0 up to 1.
         every: A box for each part of the map that reaches the threshold, not only for that with the peak.
         labels: Names of the labels to look for; None = all of the model's.
+        attention: Whether the engine gets each part as attention too, beside its box: for one that learned to
+            be prompted so (`sam_infer.tuning.mixfile`).
     """
 
     presence: float | None = None
     threshold: float = THRESHOLD
     every: bool = False
     labels: Collection[str] | None = None
+    attention: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +115,12 @@ def auto_cam(
             if activation is None:
                 labels[name].silent.append(k)
             else:
-                masks = activation_parts(activation, threshold=options.threshold, every=options.every)
-                parts[name] = [part for one in masks if (part := Part.of_mask(one)) is not None]
+                parts[name] = cam_parts(
+                    activation,
+                    threshold=options.threshold,
+                    every=options.every,
+                    attention=options.attention,
+                )
         if not parts:
             continue
         found = ask_parts(parts, image, k, encoder=encoder, window=window, zoom=zoom)
@@ -121,3 +128,26 @@ def auto_cam(
             labels[name].slices[k] = answer
         put_answers({model.labels[name]: one for name, (_, one) in found.items()}, k, out, doubt)
     return CamVolume(labelmap=out, labels=labels, uncertainty=doubt)
+
+
+def cam_parts(
+    activation: FloatArray, *, threshold: float = THRESHOLD, every: bool = False, attention: bool = False
+) -> list[Part]:
+    """The parts of an activation map that prompt, each with its box.
+
+    Args:
+        activation: (H, W) float32, 0 to 1, the peak at 1.
+        threshold: See `CamOptions`.
+        every: See `CamOptions`.
+        attention: See `CamOptions`.
+
+    Returns:
+        Those of `sam_infer.prompts.activation.activation_parts`, in its order.
+    """
+    masks = activation_parts(activation, threshold=threshold, every=every)
+    parts = [part for one in masks if (part := Part.of_mask(one)) is not None]
+    if not attention:
+        return parts
+    return [
+        replace(one, prompts=replace(one.prompts, attention=one.mask.astype(np.float32))) for one in parts
+    ]

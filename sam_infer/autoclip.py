@@ -116,7 +116,7 @@ def auto_clip(
     doubt = empty_labelmap(image.shape) if uncertainty else None
     labels = {name: ClipLabel() for name in texts}
     for k in range(image.shape[2]) if options.slices is None else sorted(options.slices):
-        look = _Look(model, encoder.slice_values(image, k, window), options)
+        look = Look(model, encoder.slice_values(image, k, window), options)
         parts: dict[str, list[Part]] = {}
         for name, text in texts.items():
             seen = look.at(text)
@@ -141,7 +141,7 @@ def auto_clip(
     return ClipVolume(labelmap=out, labels=labels, uncertainty=doubt)
 
 
-class _Look:
+class Look:
     """What the model sees on one slice; the maps of nonsense are made once for all labels."""
 
     def __init__(self, model: ClipModel, pixels: FloatArray, options: ClipOptions) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,14 @@ class PartsAnswer:
     boxes: list[Box]
     iou: float
     agreement: float
+
+    def record(self) -> dict[str, Any]:
+        """As replies tell it."""
+        return {
+            "boxes": [list(box) for box in self.boxes],
+            "score": round(self.iou, 4),
+            "agreement": round(self.agreement, 4),
+        }
 
 
 def ask_parts(

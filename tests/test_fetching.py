@@ -16,7 +16,8 @@ from apps.samloop.cli import main
 from sam_infer.engines import catalog, fetching
 from sam_infer.engines.fetching import ATTEMPTS, fetch
 from sam_infer.engines.integrity import check, record_of
-from sam_infer.engines.location import VARIABLE
+from sam_infer.engines.location import VARIABLE, find_folder
+from sam_infer.engines.registry import create_engine
 from sam_infer.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -363,3 +364,57 @@ def test_the_command_line_lists_fetches_verifies_and_prints(entry, tmp_path, mon
     assert main(["weights", "fetch", "sam_vit_x"]) == 2
     assert "choose one of bundled" in capsys.readouterr().err
     assert main(["weights", "list", "--folder", str(file)]) == 2
+
+
+@pytest.fixture
+def several(server, monkeypatch):
+    """A model of two files, of one of which nothing is known."""
+
+    def file(name, **known):
+        address = f"http://127.0.0.1:{server.server_port}/{name}"
+        return catalog.Download(name="biomed_clip", file=f"biomed_clip/{name}", addresses=(address,), **known)
+
+    files = (file("vocab.txt"), file("weights.bin", size=len(CONTENT), sha256=SHA256))
+    entry = dataclasses.replace(catalog.FOLDERS["biomed_clip"], files=files)
+    monkeypatch.setitem(catalog.FOLDERS, "biomed_clip", entry)
+    return entry
+
+
+def test_a_model_of_several_files_is_fetched_into_its_folder(server, several, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    target = tmp_path / "biomed_clip"
+    assert main(["weights", "path", "biomed_clip"]) == 2
+    told = capsys.readouterr().err
+    assert "samloop weights fetch biomed_clip" in told and f"put it into {target} as vocab.txt" in told
+    assert "clip.weights" in told
+    assert main(["weights", "verify", "biomed_clip"]) == 1
+    assert re.search(r"biomed_clip +vocab.txt: not here\n", capsys.readouterr().out)
+    assert main(["weights", "list", "biomed_clip"]) == 0
+    assert re.search(r"biomed_clip +3\.0 MB .*\n +not here; weights MIT", capsys.readouterr().out)
+    assert main(["weights", "fetch", "biomed_clip"]) == 0
+    assert left(target) == ["vocab.txt", "vocab.txt.sha256", "weights.bin"]
+    assert len(server.asked) == 2 and capsys.readouterr().out.count(f"biomed_clip: {target}") == 2
+    assert main(["weights", "path", "biomed_clip"]) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    assert main(["weights", "list"]) == 0
+    assert f"{target}; weights MIT" in capsys.readouterr().out
+    assert main(["weights", "verify"]) == 0
+    assert "recorded when it was fetched" in capsys.readouterr().out
+    (target / "vocab.txt").write_bytes(b"other")
+    assert main(["weights", "verify", "biomed_clip"]) == 1
+    told = capsys.readouterr().out
+    assert "vocab.txt: BAD" in told and "weights.bin: matches the catalogue's SHA-256" in told
+    (target / "weights.bin").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"weights\.bin.*not whole"):
+        find_folder(several)
+
+
+def test_a_model_that_serves_engines_is_none():
+    assert not set(catalog.FOLDERS) & set(catalog.CATALOG)
+    for name, entry in catalog.FOLDERS.items():
+        assert entry.name == name and all(one.name == name for one in entry.files)
+        assert all(
+            one.file.startswith(f"{name}/") and one.addresses and not one.packaged for one in entry.files
+        )
+    with pytest.raises(InputError, match="choose one of bundled"):
+        create_engine("biomed_clip")

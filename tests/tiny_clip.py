@@ -60,7 +60,7 @@ def scene(rng, count=2):
 
 
 @cache
-def trained_folder(folder: Path, steps=400, batch=48):
+def trained_folder(folder: Path, steps=130, batch=48):
     """A folder with a network that was shown scenes with captions that name one of their two shapes."""
     import open_clip
 
@@ -68,7 +68,8 @@ def trained_folder(folder: Path, steps=400, batch=48):
     tokenizer = open_clip.SimpleTokenizer(context_length=16)
     tokens = tokenizer([f"a {name}" for name in SHAPES])
     rng = np.random.default_rng(0)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         scenes = [scene(rng, 1 + int(rng.random() < 0.5)) for _ in range(batch)]
         images = torch.from_numpy(np.stack([one[0] for one in scenes]))[:, None].repeat(1, 3, 1, 1)
@@ -79,4 +80,5 @@ def trained_folder(folder: Path, steps=400, batch=48):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
     return save(folder, network.eval())

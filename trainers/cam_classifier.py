@@ -7,9 +7,7 @@ trained on too. Where an image has both, the mask is believed. Held-out cases ar
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,11 @@ from sam_infer.networks.classifier import (
 )
 from trainers.basis import Basis, Parts
 from trainers.camscore import box_quality, presence_score
-from trainers.data import Case, Datastore, accepted_cases, unlabelled_cases
+from trainers.data import Case, Datastore
 from trainers.evaluate import Score
-from trainers.imagelabels import ImageLabels, check_images, read_image_labels, slice_labels
+from trainers.labelledcases import LabelledCases, count_told
 from trainers.modelrecipe import NetworkRecipe, Trained
-from trainers.presence import LabelledCase, presence_slices, presence_step
+from trainers.presence import presence_slices, presence_step
 from trainers.round import Plan, Round
 
 
@@ -52,7 +50,7 @@ class CamClassifierTrainer(NetworkRecipe[ClassifierModel]):
             description="Trains a classifier of what is on a slice; its activation maps prompt SAM",
             warm=True,
         )
-        self._csv = csv
+        self._labelled = LabelledCases(basis=basis, csv=csv)
         self._channels = channels
 
     def build(self) -> Any:
@@ -77,48 +75,25 @@ class CamClassifierTrainer(NetworkRecipe[ClassifierModel]):
             InputError: (409) With what is missing and which cases to accept next; (422) when the table of
                 image-level labels cannot be used.
         """
-        if self._csv is not None:
-            known = {case.case_id for case in accepted_cases(datastore)}
-            check_images(self._table(), known | set(datastore.get_unlabeled_images()), path=self._csv)
+        self._labelled.check(datastore)
         super().precheck(datastore)
 
-    def _table(self) -> dict[str, ImageLabels]:
-        return {} if self._csv is None else read_image_labels(self._csv, labels=self.basis.labels)
-
     def _missing(self, parts: Parts) -> list[str]:
-        told = set(self._table()) & set(parts.unlabelled)
+        told = self._labelled.told(parts)
         return [] if len(parts.training) + len(told) >= self.basis.minimum else super()._missing(parts)
 
     def _options(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        # Not for the client to set: a killed round goes on only where the table is as it was.
-        return {} if self._csv is None else {"csv": hashlib.sha256(repr(self._table()).encode()).hexdigest()}
+        return {**super()._options(request), **self._labelled.options()}
 
     def _inputs(self, plan: Plan, parts: Parts, datastore: Datastore) -> Sequence[Case]:
-        return [one.case for one in self._labelled(parts, datastore)]
-
-    def _labelled(self, parts: Parts, datastore: Datastore) -> list[LabelledCase]:
-        """The cases to train on, with what is known of those without an accepted mask."""
-        found = [LabelledCase(case=case) for case in parts.training]
-        if self._csv is None:
-            return found
-        table = self._table()
-        for case in unlabelled_cases(datastore, [name for name in parts.unlabelled if name in table]):
-            depth = self.basis.read(case.image).shape[2]
-            slices, every = slice_labels(table[case.case_id], depth=depth, path=self._csv)
-            if slices:
-                named = replace(case, slices=tuple(sorted(slices)))
-                found.append(LabelledCase(case=named, slices=slices))
-            if every:
-                found.append(LabelledCase(case=case, slices=slices, every=every))
-        return found
+        return [one.case for one in self._labelled.find(parts, datastore)]
 
     def _train(self, now: Round, start: ClassifierModel | None) -> Trained:
-        cases = self._labelled(now.parts, now.datastore)
+        cases = self._labelled.find(now.parts, now.datastore)
         slices = presence_slices(self.basis.slices(), cases)
         step = presence_step(slices, batch=now.plan.batch, augment=self.basis.augmentation)
         run = now.train("training", self.network(start, now.plan.settings.seed), step)
-        told = {one.case.case_id for one in cases if one.case.label is None}
-        return Trained(run=run, slices=len(slices), facts={"csv_cases": len(told)})
+        return Trained(run=run, slices=len(slices), facts={"csv_cases": count_told(cases)})
 
     def _load(self, path: Path, device: str) -> ClassifierModel:
         return load_classifier(path, device=device)

@@ -86,7 +86,7 @@ class ModelRecipe(Recipe, Generic[Model]):
 
     def _round(self, now: Round) -> dict[str, Any]:
         settings = now.plan.settings
-        champion = self._champion(settings.device)
+        champion = self._champion(now.plan)
         warm = now.plan.warm and champion is not None and self._continues(champion, now.plan)
         found = self._train(now, champion if warm else None)
         training = {
@@ -138,12 +138,12 @@ class ModelRecipe(Recipe, Generic[Model]):
             "best_metric": 0.0 if math.isnan(served.value) else round(served.value, 4),
         }
 
-    def _champion(self, device: str) -> Model | None:
+    def _champion(self, plan: Plan) -> Model | None:
         """The served model, where it has the project's labels; else None."""
         if not self.path.is_file():
             return None
         try:
-            model = self._load(self.path, device)
+            model = self._load(self.path, plan.settings.device)
         except ValueError as error:
             logger.warning("%s; training from scratch", error)
             return None

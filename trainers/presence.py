@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,32 +81,62 @@ def presence_slices(store: SliceStore, cases: Sequence[LabelledCase]) -> Presenc
 
 
 def presence_step(slices: PresenceSlices, *, batch: int = 8, augment: Augmentation | None = None) -> Step:
-    """The step that learns from image-level labels.
-
-    The loss is the binary focal loss, as a review of SAM-Mix (arXiv 2412.08575) reports it; gamma 2 and no
-    class weights are this project's own choice, since slices are drawn evenly by label
-    (`trainers.data.sampling_weights`). What is unknown is left out of the mean. Augmentation moves little, so
-    what was on a slice is taken to be on it still.
+    """The step that learns from image-level labels, see `presence_batches` and `presence_loss`.
 
     Args:
         slices: What is trained on.
         batch: Slices per step.
         augment: Random changes; None = none.
     """
-    from monai.losses import FocalLoss
+    draw = presence_batches(slices, batch=batch, augment=augment)
 
-    criterion = FocalLoss(gamma=2.0, reduction="none")
+    def step(state: State) -> Tensor:
+        images, wanted = draw(state)
+        return presence_loss(state.logits(images), wanted)
+
+    return step
+
+
+def presence_batches(
+    slices: PresenceSlices, *, batch: int, augment: Augmentation | None = None
+) -> Callable[[State], tuple[Tensor, Tensor]]:
+    """Draws slices evenly by label (`trainers.data.sampling_weights`).
+
+    Augmentation moves little, so what was on a slice is taken to be on it still.
+
+    Args:
+        slices: What is drawn from.
+        batch: Slices of a batch.
+        augment: Random changes; None = none.
+
+    Returns:
+        Gives (B, 1, S, S) float32 images in 0..1 and (B, L) float32, 1 = present, 0 = absent, nan = unknown,
+        on the device of the state, drawn by its generator.
+    """
     weights = torch.from_numpy(sampling_weights(slices, classes=slices.table.shape[1]))
     table = torch.from_numpy(slices.table)
 
-    def step(state: State) -> Tensor:
+    def draw(state: State) -> tuple[Tensor, Tensor]:
         drawn = torch.multinomial(weights, batch, replacement=True, generator=state.generator)
         images = torch.from_numpy(slices.take(drawn.numpy())[0])[:, None].to(state.device).float() / 255.0
         if augment is not None:
             images, _ = augment(images, torch.zeros_like(images), state.generator)
-        wanted = table[drawn].to(state.device)
-        known = ~wanted.isnan()
-        loss: Tensor = criterion(state.logits(images), wanted.nan_to_num()) * known
-        return loss.sum() / known.sum().clamp(min=1)
+        return images, table[drawn].to(state.device)
 
-    return step
+    return draw
+
+
+def presence_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The binary focal loss, as a review of SAM-Mix (arXiv 2412.08575) reports it.
+
+    Gamma 2 and no class weights are this project's own choice, since slices are drawn evenly by label.
+
+    Args:
+        logits: (B, L) float32.
+        wanted: (B, L) float32, 1 = present, 0 = absent; nan = unknown, left out of the mean.
+    """
+    from monai.losses import FocalLoss
+
+    known = ~wanted.isnan()
+    loss: Tensor = FocalLoss(gamma=2.0, reduction="none")(logits, wanted.nan_to_num()) * known
+    return loss.sum() / known.sum().clamp(min=1)

@@ -50,7 +50,7 @@ class SamFinetuneTrainer(SamRecipe):
 
     def _score(self, model: TunedSam, parts: Parts) -> Score:
         return prompted_score(
-            self.encoder(model.engine(self.base) if model.fingerprint or model.training else self.base),
+            self.encoder(model.engine(self.base)),
             parts.held_out,
             labels=self.basis.labels,
             window_for=self.basis.window_for,

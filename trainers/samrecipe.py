@@ -17,7 +17,7 @@ from sam_infer.tuning.tunedfile import TunedSam, load_tuned, save_tuned, untuned
 from sam_infer.volumes import read_labelmap
 from trainers.basis import Basis
 from trainers.data import Case
-from trainers.modelrecipe import ModelRecipe
+from trainers.modelrecipe import Model, ModelRecipe
 from trainers.options import choice, number
 from trainers.round import Plan, Round
 from trainers.samviews import Frame, View, object_views
@@ -26,8 +26,8 @@ from trainers.samviews import Frame, View, object_views
 _JUDGED = 256 << 20
 
 
-class SamRecipe(ModelRecipe[TunedSam]):
-    """A trainer whose result is the base with what it learned on top.
+class SamBased(ModelRecipe[Model]):
+    """A trainer whose result stands on a SAM that answers clicks.
 
     Args:
         basis: What it stands on.
@@ -37,6 +37,9 @@ class SamRecipe(ModelRecipe[TunedSam]):
         served: Name of the file that it publishes.
         description: For people.
     """
+
+    #: What can be made to learn, by the name that a request gives; the first is the default.
+    methods: Mapping[str, Tuning] = METHODS
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class SamRecipe(ModelRecipe[TunedSam]):
             **super().config(),
             "iterations": 300,
             "learning_rate": 0.0003,
-            "method": list(METHODS),
+            "method": list(self.methods),
             "rank": 8,
         }
 
@@ -72,7 +75,7 @@ class SamRecipe(ModelRecipe[TunedSam]):
 
     def tuning(self, plan: Plan) -> Tuning:
         """What learns."""
-        chosen = METHODS[plan.options["method"]]
+        chosen = self.methods[plan.options["method"]]
         return Tuning(encoder=chosen.encoder, decoder=chosen.decoder, rank=plan.options["rank"])
 
     @property
@@ -90,6 +93,10 @@ class SamRecipe(ModelRecipe[TunedSam]):
         alike = engine is self.base or engine.encoding.fingerprint == self.base.fingerprint
         store = self.store if alike else None
         return SliceEncoder(engine=engine, store=store, embedding_bytes=_JUDGED, history_bytes=1 << 20)
+
+
+class SamRecipe(SamBased[TunedSam]):
+    """A trainer whose result is the base with what it learned on top; the arguments are `SamBased`'s."""
 
     def views(self, now: Round, cases: Sequence[Case], *, still: bool) -> list[View]:
         """The objects of accepted cases as the base sees them, telling how far it is."""
@@ -122,10 +129,14 @@ class SamRecipe(ModelRecipe[TunedSam]):
             training=training,
         )
 
-    def _champion(self, device: str) -> TunedSam | None:
-        """What is served: the published model, else the base as it is."""
-        published = super()._champion(device)
-        return published or untuned(self.base, labels=self.basis.labels)
+    def _champion(self, plan: Plan) -> TunedSam | None:
+        """What is served: the published model, else the base as it is, used as the candidate will be."""
+        published = super()._champion(plan)
+        return published or untuned(self.base, labels=self.basis.labels, training=self.facts(plan))
+
+    def facts(self, plan: Plan) -> dict[str, Any]:
+        """What of a plan the use of its result depends on."""
+        return {}
 
     def _load(self, path: Path, device: str) -> TunedSam:
         return load_tuned(path, self.base)

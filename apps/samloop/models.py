@@ -16,17 +16,31 @@ from monailabel.interfaces.datastore import Datastore
 
 from apps.samloop.project import Project
 from apps.samloop.store import HOME
+from sam_infer.autoclip import ClipOptions
+from sam_infer.clip.model import ClipModel
+from sam_infer.clip.source import ClipFolder
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines import registry
+from sam_infer.engines.sam import SamEngine
+from sam_infer.engines.tuned import TunedEngine
+from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
+from sam_infer.networks.classifier import load_classifier
+from sam_infer.prompters import CamPrompter, ClipPrompter, NetPrompter, Prompter
+from sam_infer.published import PublishedModel
 from sam_infer.tasks.reply import LabelmapTask
 from sam_infer.tasks.unet import UnetInfer
+from sam_infer.text.descriptions import describe
+from sam_infer.text.encoders import ClipTextEncoder, HashedTextEncoder, TextEncoder
+from sam_infer.text.labeltexts import LabelTexts
 from trainers.boxes import BoxStore
 from trainers.preferences import PreferenceStore
 
 #: Describes images to `strategies.diverse` where the project's engine keeps little more than the slice.
 DESCRIBING_ENGINE = "sam_tiny"
+#: Embeddings in memory of a SAM that learns beside the project's engine.
+TUNED_BYTES = 128 << 20
 
 
 class Models:
@@ -42,9 +56,11 @@ class Models:
         self.project = project
         self.home = home
         self.library = ImageLibrary(limit=project.volumes_mb << 20, ct=project.ct, other=project.other)
+        self.store = embedding_store(project, home) if keep_embeddings else None
+        learns = project.engine == project.tuned
         self.encoder = SliceEncoder(
-            engine=registry.create_engine(project.engine, **project.engine_options),
-            store=embedding_store(project, home) if keep_embeddings else None,
+            engine=self.tuned if learns else registry.create_engine(project.engine, **project.engine_options),
+            store=self.store,
             embedding_bytes=project.embeddings_mb << 20,
         )
         self.boxes = BoxStore(home / "boxes")
@@ -62,6 +78,79 @@ class Models:
         )
 
     @cached_property
+    def base(self) -> SamEngine:
+        """The SAM that learns, as it was before."""
+        engine = registry.create_engine(self.project.tuned, **self.project.tuned_options)
+        assert isinstance(engine, SamEngine)
+        return engine
+
+    @cached_property
+    def tuned(self) -> TunedEngine:
+        """The SAM that learns, with what it learned."""
+        path = self.home / "models" / "sam.safetensors"
+        return TunedEngine(base=self.base, path=path, labels=self.project.labels)
+
+    @cached_property
+    def tuned_encoder(self) -> SliceEncoder:
+        """The SAM that learns behind its caches: the project's encoder, where its engine is that SAM."""
+        if self.encoder.engine is self.tuned:
+            return self.encoder
+        return SliceEncoder(engine=self.tuned, store=self.store, embedding_bytes=TUNED_BYTES)
+
+    @cached_property
+    def clip(self) -> ClipFolder:
+        """The CLIP model."""
+        return ClipFolder(self.project.clip, device=self.project.device)
+
+    @cached_property
+    def texts(self) -> LabelTexts:
+        """What is said about the labels."""
+        encoder: TextEncoder = HashedTextEncoder()
+        if self.project.text_encoder == "clip":
+            encoder = ClipTextEncoder(self._clip_model())
+        return LabelTexts(
+            self.project.texts, encoder=encoder, folder=self.home / "texts", device=self.project.device
+        )
+
+    @cached_property
+    def descriptions(self) -> dict[str, str]:
+        """The sentences about those labels that have one, without asking anyone."""
+        own = self.project.texts.descriptions
+        known = {name: own.get(name) or describe(name) for name in self.project.labels}
+        return {name: text for name, text in known.items() if text}
+
+    @cached_property
+    def prompters(self) -> dict[str, Callable[[], Prompter]]:
+        """Where automatic prompts come from; each raises an `InputError` (409) where it is not to be had."""
+        cam = PublishedModel(
+            self.home / "models" / "cam.safetensors",
+            load=lambda path: load_classifier(path, device=self.project.device),
+            labels=self.project.labels,
+            train="POST /train/cam_classifier",
+            minimum=4,
+        )
+
+        def published() -> Prompter:
+            model, reason = cam.current()
+            if model is None:
+                raise InputError("prompts", "cam", reason, status=409)
+            return CamPrompter(model=model)
+
+        return {
+            "unet": lambda: NetPrompter(model=self.unet.published("unet")),
+            "cam": published,
+            "clip": lambda: ClipPrompter(
+                model=self._clip_model(), texts=self.descriptions, options=ClipOptions()
+            ),
+        }
+
+    def _clip_model(self) -> ClipModel:
+        model, reason = self.clip.current()
+        if model is None:
+            raise InputError("clip", None, reason, status=409)
+        return model
+
+    @cached_property
     def describing(self) -> SliceEncoder:
         """The encoder whose features describe images: the project's, unless it keeps their pixels only."""
         if self.encoder.engine.encoding is not None:
@@ -75,108 +164,15 @@ class Models:
         Args:
             datastore: Gives the datastore; without one there is no task that answers with what it holds.
         """
-        seen: dict[str, Any] = {"encoder": self.encoder, "library": self.library}
-        labels = self.project.labels
+        from apps.samloop.infers import make_infers
 
-        def click(dimension: int) -> LabelmapTask:
-            from sam_infer.tasks.click import ClickInfer
-
-            return ClickInfer(**seen, dimension=dimension, options={"store_boxes": False})
-
-        def multi() -> LabelmapTask:
-            from sam_infer.tasks.multi import MultiInfer
-
-            return MultiInfer(**seen, labels=labels)
-
-        def scribble() -> LabelmapTask:
-            from sam_infer.tasks.scribble import ScribbleInfer
-
-            return ScribbleInfer(**seen)
-
-        def auto_net() -> LabelmapTask:
-            from sam_infer.tasks.autonet import AutoNetInfer
-
-            return AutoNetInfer(unet=self.unet, **seen, labels=labels)
-
-        def auto_cam() -> LabelmapTask:
-            from sam_infer.tasks.autocam import AutoCamInfer
-
-            path, device = self.home / "models" / "cam.safetensors", self.project.device
-            return AutoCamInfer(path=path, **seen, labels=labels, device=device)
-
-        def stored() -> LabelmapTask:
-            from apps.samloop.proposals import StoredProposal
-
-            assert datastore is not None
-            return StoredProposal(datastore=datastore, labels=labels, read=self.library.read)
-
-        makers: dict[str, Callable[[], LabelmapTask]] = {
-            "sam_click_2d": lambda: click(2),
-            "sam_click_3d": lambda: click(3),
-            "sam_multi": multi,
-            "sam_scribble": scribble,
-            "unet": lambda: self.unet,
-            "sam_auto_net": auto_net,
-            "sam_auto_cam": auto_cam,
-            "pseudo_label": stored,
-        }
-        absent = {"pseudo_label"} if datastore is None else set()
-        return {name: makers[name]() for name in self.project.models if name not in absent}
+        return make_infers(self, datastore)
 
     def trainers(self) -> dict[str, Any]:
         """The project's trainers."""
-        from trainers.basis import Basis
+        from apps.samloop.training import make_trainers
 
-        basis = Basis(
-            model_dir=self.home / "models",
-            labels=self.project.labels,
-            window_for=self.library.window_for,
-            window=self.project.window,
-            read=self.library.read,
-            held_out=self.project.held_out,
-            group=self.project.group,
-            threads=max(1, cores() - 1),
-        )
-
-        def unet() -> Any:
-            from trainers.unet import UnetTrainer
-
-            return UnetTrainer(basis)
-
-        def pseudo_label() -> Any:
-            from trainers.pseudo_label import PseudoLabelTrainer
-
-            return PseudoLabelTrainer(basis, encoder=self.encoder)
-
-        def self_training() -> Any:
-            from trainers.pseudo_label import SelfTrainingTrainer
-
-            return SelfTrainingTrainer(basis)
-
-        def mean_teacher() -> Any:
-            from trainers.mean_teacher import MeanTeacherTrainer
-
-            return MeanTeacherTrainer(basis)
-
-        def weak_box() -> Any:
-            from trainers.weak_box import WeakBoxTrainer
-
-            return WeakBoxTrainer(basis, encoder=self.encoder, boxes=self.boxes)
-
-        def cam_classifier() -> Any:
-            from trainers.cam_classifier import CamClassifierTrainer
-
-            return CamClassifierTrainer(basis, csv=self.project.image_labels)
-
-        makers = {
-            "unet": unet,
-            "cam_classifier": cam_classifier,
-            "pseudo_label": pseudo_label,
-            "self_training": self_training,
-            "mean_teacher": mean_teacher,
-            "weak_box": weak_box,
-        }
-        return {name: makers[name]() for name in self.project.trainers}
+        return make_trainers(self)
 
     def strategies(self) -> dict[str, Any]:
         """The project's strategies."""

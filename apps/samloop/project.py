@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sam_infer.engines.registry import NAMES
+from sam_infer.engines.registry import NAMES, SAMS
 from sam_infer.engines.runtime import RUNTIMES
 from sam_infer.errors import InputError
 from sam_infer.intensity import Window
+from sam_infer.text.endpoint import EndpointSettings
+from sam_infer.text.labeltexts import TextSettings
 
 DEFAULT = Path(__file__).with_name("project.yaml")
 MODELS = (
@@ -25,9 +27,24 @@ MODELS = (
     "unet",
     "sam_auto_net",
     "sam_auto_cam",
+    "sam_auto_clip",
+    "sam_auto_mix",
+    "sam_auto_text",
+    "sam_tuned",
     "pseudo_label",
 )
-TRAINERS = ("unet", "pseudo_label", "self_training", "mean_teacher", "weak_box", "cam_classifier")
+TRAINERS = (
+    "unet",
+    "pseudo_label",
+    "self_training",
+    "mean_teacher",
+    "weak_box",
+    "cam_classifier",
+    "sam_finetune",
+    "sam_mix",
+    "preference",
+)
+TEXT_ENCODERS = ("hashed", "clip")
 STRATEGIES = ("first", "random", "uncertainty", "disagreement", "diverse")
 MAX_LABELS = 254
 
@@ -50,7 +67,13 @@ class Project:
         strategies: Active learning strategies served.
         held_out: Share of the accepted cases that judge models and never train them.
         group: Regular expression that groups case ids for the split; None = each case by itself.
-        image_labels: CSV file of what whole images show, for `cam_classifier`; None = there is none.
+        image_labels: CSV file of what whole images show, for `cam_classifier` and `sam_mix`; None = there is
+            none.
+        tuned: Registry name of the SAM that learns: the engine where that is one, else another.
+        tuned_weights: Its checkpoint file or folder; None = packaged, or in the cache folder.
+        clip: Folder of the CLIP model; None = the fetched one.
+        text_encoder: What embeds texts, one of `TEXT_ENCODERS`.
+        texts: Where texts about labels come from.
         volumes_mb: Limit of images in memory.
         embeddings_mb: Limit of slice embeddings in memory.
         embeddings_disk_mb: Limit of slice embeddings on disk; 0 = none are kept there.
@@ -72,6 +95,11 @@ class Project:
     held_out: float
     group: str | None
     image_labels: Path | None
+    tuned: str
+    tuned_weights: Path | None
+    clip: Path | None
+    text_encoder: str
+    texts: TextSettings
     volumes_mb: int
     embeddings_mb: int
     embeddings_disk_mb: int
@@ -82,6 +110,13 @@ class Project:
     def engine_options(self) -> dict[str, Any]:
         """How `sam_infer.engines.registry.create_engine` makes the engine, beside its name."""
         return {"weights": self.weights, "device": self.device, "runtime": self.runtime}
+
+    @property
+    def tuned_options(self) -> dict[str, Any]:
+        """How `sam_infer.engines.registry.create_engine` makes the SAM that learns, beside its name."""
+        if self.tuned == self.engine:
+            return self.engine_options
+        return {"weights": self.tuned_weights, "device": self.device}
 
     @property
     def window(self) -> dict[str, dict[str, float] | None]:
@@ -111,7 +146,7 @@ def load_project(path: Path | None = None) -> Project:
             if not isinstance(known, dict) or not isinstance(value, Mapping):
                 settings[key] = value
                 continue
-            for inner in value:
+            for inner in value if key != "descriptions" else ():
                 if inner not in known:
                     raise InputError(
                         f"{path.name}: {key}.{inner}", value[inner], f"known keys: {', '.join(known)}"
@@ -139,7 +174,8 @@ def override(
     if labels:
         project = replace(project, labels=_labels([name.strip() for name in labels.split(",")]))
     if engine:
-        project = replace(project, engine=_one_of("engine", engine, NAMES))
+        name = _one_of("engine", engine, NAMES)
+        project = replace(project, engine=name, tuned=_tuned(name, project.tuned))
     if weights:
         project = replace(project, weights=Path(weights).expanduser().resolve())
     if runtime:
@@ -174,15 +210,21 @@ def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
     ahead = settings["encode_ahead"]
     if not isinstance(ahead, bool):
         raise InputError("encode_ahead", ahead, "give true or false")
-    weights, image_labels = engine["weights"], settings["image_labels"]
-    if not isinstance(image_labels, str | None):
-        raise InputError("image_labels", image_labels, "give the path of a CSV file, or null")
+
+    def path(key: str, value: object, what: str) -> Path | None:
+        if not isinstance(value, str | None):
+            raise InputError(key, value, f"give the path of {what}, or null")
+        return (folder / Path(value).expanduser()).resolve() if value else None
+
+    weights, tuning = engine["weights"], settings["tuning"]
+    name, labels = _one_of("engine.name", engine["name"], NAMES), _labels(settings["labels"])
+    texts = settings["texts"]
     return Project(
         name=str(settings["name"]),
-        labels=_labels(settings["labels"]),
+        labels=labels,
         ct=_window("window.ct", window["ct"]),
         other=_window("window.other", window["other"]),
-        engine=_one_of("engine.name", engine["name"], NAMES),
+        engine=name,
         weights=Path(weights).expanduser() if weights else None,
         device=_device(str(engine["device"])),
         runtime=_one_of("engine.runtime", engine["runtime"], RUNTIMES),
@@ -191,9 +233,39 @@ def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
         strategies=_all_of("strategies", settings["strategies"], STRATEGIES),
         held_out=float(held_out),
         group=group,
-        image_labels=(folder / Path(image_labels).expanduser()).resolve() if image_labels else None,
+        image_labels=path("image_labels", settings["image_labels"], "a CSV file"),
+        tuned=_tuned(name, _one_of("tuning.engine", tuning["engine"], SAMS)),
+        tuned_weights=path("tuning.weights", tuning["weights"], "a checkpoint file or a folder of them"),
+        clip=path("clip.weights", settings["clip"]["weights"], "a folder that holds a CLIP model"),
+        text_encoder=_one_of("texts.encoder", texts["encoder"], TEXT_ENCODERS),
+        texts=_texts(settings, labels, path("texts.answers", texts["answers"], "a model's folder")),
         encode_ahead=ahead,
         **limits,
+    )
+
+
+def _tuned(engine: str, other: str) -> str:
+    """Which SAM learns: the engine where it is one."""
+    return engine if engine in SAMS else other
+
+
+def _texts(settings: Mapping[str, Any], labels: Mapping[str, int], answers: Path | None) -> TextSettings:
+    texts, descriptions = settings["texts"], settings["descriptions"]
+    for label in descriptions if isinstance(descriptions, Mapping) else ():
+        _one_of("descriptions", label, tuple(labels))
+    endpoint = texts["endpoint"]
+    if endpoint is not None:
+        known = {field.name for field in fields(EndpointSettings)}
+        if not isinstance(endpoint, Mapping) or not {"url", "model"} <= set(endpoint) <= known:
+            raise InputError("texts.endpoint", endpoint, "give {url: ..., model: ..., key_variable: ...}")
+        endpoint = EndpointSettings(**endpoint)
+    questions = texts["questions"]
+    return TextSettings(
+        descriptions=descriptions,
+        source=texts["source"],
+        endpoint=endpoint,
+        answers=answers,
+        questions=tuple(questions) if isinstance(questions, list) else questions,
     )
 
 

@@ -1,1 +1,1 @@
-"""Two papers' tables on small sets: pseudo labels by SAM from a U-Net's masks, and from an annotator."""
+"""Published methods' tables on small sets: SAM prompted by networks and by annotators, and tuned."""

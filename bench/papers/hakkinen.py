@@ -6,20 +6,26 @@ trained on the truth, and with one trained on a truth that was made as wrong as 
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+from bench.papers import report, tables
 from bench.papers.annotated import annotated, noisy
 from bench.papers.learners import learn, truths
 from bench.papers.records import Labels, Outcome
 from bench.papers.rows import Row, outcome_of
 from bench.papers.statistics import Judged
 from bench.papers.study import Study
+from sam_infer.prompts.annotator import STRATEGIES
 
 BASE, THEIRS, NOISE = "truth", "box_class", "noise"
 #: Strategies whose labels train a U-Net.
 TRAINED = (THEIRS, "box_component", "box_jitter5", "box_jitter20", "point", "points5", "box_point")
+_SLOW = ("box_jitter5", "box_component", "points5")
+_SHOWN: tuple[str, ...] = (BASE, "box_component", "box_jitter20", "point", NOISE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +140,29 @@ ROWS: tuple[Row[Turn], ...] = (
     *(_of(strategy) for strategy in TRAINED),
     Row(name=NOISE, title=f"truth, as wrong as {THEIRS}", make=_from_noise),
 )
+
+
+def run(study: Study, args: argparse.Namespace, options: Mapping[str, Any]) -> str:
+    """Run what is missing, write the tables and the picture; the text to print."""
+    rows = report.chosen_rows(ROWS, args, base=BASE, slow=_SLOW)
+    if options["strategies"] and not args.rows:
+        kept = (*options["strategies"], BASE, NOISE)
+        rows = [row for row in rows if row.name in kept]
+    titles = {row.name: row.title for row in rows}
+    labels = list(study.data.labels)
+    first = tables.strategy_lines(list(labellings(study, list(STRATEGIES))), labels)
+    done: list[Outcome] = []
+    text = ""
+    for new in outcomes(study, rows, seeds=options["seeds"]):
+        done += new
+        lines = report.summaries(done, list(titles), BASE)
+        both = (tables.strategy_table(first, labels), tables.hakkinen_table(lines, titles))
+        text = f"{both[0]}\n{both[1]}\n{report.words(study, options)}\n\n{tables.NOTES}"
+        report.write(study.out / "hakkinen", text, {"strategies": first, "lines": lines})
+    shown = {name: titles[name] for name in _SHOWN if name in titles}
+    paper = THEIRS if THEIRS in titles else BASE
+    report.picture(study, "hakkinen", [o for o in done if o.seed == 0], shown, paper=paper)
+    return text
+
+
+PAPER = report.Paper(name="hakkinen", run=run)

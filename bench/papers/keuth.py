@@ -6,13 +6,17 @@ U-Net learns from that alone. Test images are in no pool.
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from bench.papers import report, tables
 from bench.papers.annotated import annotated
 from bench.papers.learners import learn_as_mean_teacher, truths
 from bench.papers.nnunet import learn_and_predict
+from bench.papers.pictures import draw_curves
 from bench.papers.pseudo import Cell
 from bench.papers.records import Labels, Outcome
 from bench.papers.rows import Row, outcome_of
@@ -22,6 +26,8 @@ from sam_infer.refine import KEUTH, Scheme
 BASE, THEIRS, NNUNET = "unet", "theirs", "nnunet"
 #: This project's own: every large part of a label is an object.
 PARTS = Scheme(keep="parts")
+_SLOW = ("dilated-4", "dilated-16")
+_DRAWN: tuple[str, ...] = (BASE, "self-raw", THEIRS, "parts", "parts-mixed", "mean-teacher", "all")
 
 
 def outcomes(
@@ -191,3 +197,25 @@ ROWS: tuple[Row[Cell], ...] = (
     Row(name=NNUNET, title="nnU-Net", make=_nnunet, optional=True),
     Row(name="all", title="U-Net, all labelled (upper bound)", make=_supervised, once=True),
 )
+
+
+def run(study: Study, args: argparse.Namespace, options: Mapping[str, Any]) -> str:
+    """Run what is missing, write the table and the pictures; the text to print."""
+    also = [NNUNET] if args.nnunet else []
+    rows = report.chosen_rows(ROWS, args, base=BASE, slow=_SLOW, also=also)
+    titles = {row.name: row.title for row in rows}
+    done: list[Outcome] = []
+    text = ""
+    for new in outcomes(study, rows, labelled=options["labelled"], seeds=options["seeds"]):
+        done += new
+        lines = report.summaries(done, list(titles), BASE)
+        text = f"{tables.keuth_table(lines, titles)}\n{report.words(study, options)}\n\n{tables.NOTES}"
+        report.write(study.out / "keuth", text, {"lines": lines})
+    shown = {name: titles[name] for name in _DRAWN if name in titles}
+    draw_curves(study.out / "keuth_curves.png", lines, {n: t.strip("*") for n, t in shown.items()})
+    largest = [o for o in done if o.n in (max(options["labelled"]), len(study.split.train)) and o.seed == 0]
+    report.picture(study, "keuth", largest, shown, paper=THEIRS if THEIRS in titles else BASE)
+    return text
+
+
+PAPER = report.Paper(name="keuth", run=run)

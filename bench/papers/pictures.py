@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from bench.papers.records import Outcome
 from bench.papers.sets import LabelImage, Sample
 from bench.papers.statistics import image_dice
 from sam_infer.geometry import slice_image
 from sam_infer.networks.unet import grey
+from sam_infer.types import Box
 
 _SHOWN = 2
 
@@ -30,7 +32,12 @@ def chosen_cases(outcome: Outcome) -> list[str]:
 
 
 def draw_cases(
-    path: Path, samples: Sequence[Sample], columns: Mapping[str, Outcome], labels: Mapping[str, int]
+    path: Path,
+    samples: Sequence[Sample],
+    columns: Mapping[str, Outcome],
+    labels: Mapping[str, int],
+    *,
+    boxes: Mapping[str, Box | None],
 ) -> None:
     """Image, truth, and what each row predicts.
 
@@ -39,6 +46,7 @@ def draw_cases(
         samples: The test images to show, a line each.
         columns: Title to the row's outcome.
         labels: Label name to value.
+        boxes: By image name, a prompt to draw into all but the reference; what is not named has none.
     """
     titles = ["image", "reference", *columns]
     figure = Figure(figsize=(2.3 * len(titles), 2.5 * len(samples)), layout="constrained")
@@ -52,6 +60,11 @@ def draw_cases(
         for axis, title, mask, text in zip(line, titles, shown, below, strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
             axis.imshow(_coloured(mask, labels), interpolation="nearest")
+            box = boxes.get(sample.name)
+            if box is not None and mask is not sample.truth:
+                x0, y0, x1, y1 = box
+                frame = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0 + 1, y1 - y0 + 1, fill=False, color="yellow")
+                axis.add_patch(frame)
             axis.set_xlabel(text, fontsize=7)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -60,13 +73,22 @@ def draw_cases(
     figure.savefig(path, dpi=110)
 
 
-def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> None:
-    """Test Dice over the number of labelled images, with standard deviations over seeds.
+def draw_curves(
+    path: Path,
+    lines: Sequence[Mapping[str, Any]],
+    titles: Mapping[str, str],
+    *,
+    over: str = "labelled images",
+    level: Collection[str] = ("all",),
+) -> None:
+    """Test Dice over the number of images, with standard deviations over seeds.
 
     Args:
         path: The picture to write.
-        lines: From `bench.papers.tables.summary`; rows with one number alone become level lines.
+        lines: From `bench.papers.tables.summary`.
         titles: Row name to title, of the rows to draw.
+        over: What images they are.
+        level: Rows that do not depend on their number, and become level lines.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -76,7 +98,7 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], titles: Mapping[
         if not points:
             continue
         colour = colormaps["tab10"](number % 10)
-        if name == "all":
+        if name in level:
             axis.axhline(points[0]["test_dice"], color=colour, linestyle="--", label=title)
             continue
         axis.errorbar(
@@ -88,11 +110,11 @@ def draw_curves(path: Path, lines: Sequence[Mapping[str, Any]], titles: Mapping[
             capsize=3,
             label=title,
         )
-    counts = sorted({p["n"] for p in lines if p["row"] != "all"})
+    counts = sorted({p["n"] for p in lines if p["row"] not in level})
     axis.set_xscale("log")
     axis.set_xticks(counts, [str(n) for n in counts])
     axis.minorticks_off()
-    axis.set_xlabel("labelled images")
+    axis.set_xlabel(over)
     axis.set_ylabel("test Dice, mean and standard deviation over seeds")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench.papers.sets import LabelImage
 from bench.papers.statistics import Judged
@@ -40,6 +41,7 @@ class Outcome:
         drawn: Images whose masks a person has drawn.
         trained: Images that the network was trained on.
         clicks: That a person would have given, over all images; a box is two.
+        figures: What else a paper's table tells of the row, by name; plain JSON.
         predictions: Test image to its predicted labels.
     """
 
@@ -53,6 +55,7 @@ class Outcome:
     drawn: int
     trained: int
     clicks: int = 0
+    figures: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, LabelImage] = field(default_factory=dict)
 
 

@@ -1,10 +1,10 @@
-"""What the rows of both tables have in common."""
+"""What the rows of all tables have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from bench.papers.records import Outcome
 from bench.papers.sets import LabelImage
@@ -65,6 +65,7 @@ def outcome_of(
     pseudo: Mapping[str, Judged] | None = None,
     own: Mapping[str, Judged] | None = None,
     clicks: int = 0,
+    figures: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """A row's outcome from its test predictions; the other arguments as in `Outcome`."""
     study = place.study
@@ -79,5 +80,6 @@ def outcome_of(
         drawn=drawn,
         trained=trained,
         clicks=clicks,
+        figures=figures or {},
         predictions=predictions,
     )

@@ -39,6 +39,7 @@ class Study:
         encoder: The promptable engine behind its caches.
         out: Folder for rows, networks, tables and pictures.
         tell: Is told what was done.
+        also: What else the figures of a paper's rows follow from: settings of its own, as `repr` writes them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Study:
         encoder: SliceEncoder,
         out: Path,
         tell: Callable[[str], None] = print,
+        also: tuple[object, ...] = (),
     ) -> None:
         self.data = data
         self.split = split
@@ -57,7 +59,20 @@ class Study:
         self.encoder = encoder
         self.out = out
         self.tell = tell
+        self.also = also
         self.annotations: dict[tuple[str, str], Annotation] = {}
+
+    def extended(self, *also: object, data: LabelledSet | None = None, split: Split | None = None) -> Study:
+        """The same with more that its figures follow from, or of another set."""
+        return Study(
+            data=data or self.data,
+            split=split or self.split,
+            recipe=self.recipe,
+            encoder=self.encoder,
+            out=self.out,
+            tell=self.tell,
+            also=(*self.also, *also),
+        )
 
     def key(self, name: str, n: int, seed: int) -> str:
         """Hash of all that a row's figures follow from."""
@@ -69,6 +84,7 @@ class Study:
             len(self.split.test),
             self.encoder.engine.fingerprint,
             (name, n, seed),
+            *self.also,
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

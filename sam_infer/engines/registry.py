@@ -11,6 +11,8 @@ from sam_infer.engines.runtime import AUTO
 from sam_infer.errors import InputError
 
 NAMES = tuple(CATALOG)
+#: Those with SAM's own prompt encoder and mask decoder, which can be tuned.
+SAMS = tuple(name for name, entry in CATALOG.items() if entry.family == "sam")
 
 
 def entry_of(name: str) -> Entry:

@@ -77,6 +77,53 @@ def last_maps(network: nn.Module) -> nn.Module:
     return list(network.get_submodule("layer4").children())[-1]
 
 
+def activation_maps(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and where the network looks for every label, from one forward pass.
+
+    The last maps A_n are averaged and weighed by one linear layer, so the gradient that GradCAM averages is
+    the layer's weight w_n over the number of cells: its map is ReLU(sum of w_n A_n), but for a factor.
+
+    Args:
+        network: From `build_classifier`, in either mode.
+        inputs: (B, 1, S, S) float32 in 0..1.
+
+    Returns:
+        (B, L) float32 logits, with their gradient, and (B, L, h, w) float32 maps without one, each from 0 to
+        1 with both reached; 0 everywhere where a map is the same everywhere, and so shows nothing.
+    """
+    seen: list[Tensor] = []
+    hook = last_maps(network).register_forward_hook(lambda module, given, out: seen.append(out.detach()))
+    try:
+        logits: Tensor = network(inputs).float()
+    finally:
+        hook.remove()
+    weight = network.get_submodule("fc").get_parameter("weight").detach()
+    maps = torch.einsum("lc,bchw->blhw", weight.float(), seen[0].float()).relu()
+    maps = maps - maps.amin((2, 3), keepdim=True)
+    highest = maps.amax((2, 3), keepdim=True)
+    return logits, maps / torch.where(highest > 0, highest, torch.ones_like(highest))
+
+
+def on_slice(square: Tensor, height: int, width: int) -> FloatArray | None:
+    """A map of the network's input as a map of the slice.
+
+    Args:
+        square: (S, S) float32.
+        height: Of the slice in pixels.
+        width: Of the slice in pixels.
+
+    Returns:
+        (height, width) float32, 0 to 1 with both reached; None where the map is the same everywhere, and so
+        shows nothing.
+    """
+    native = from_square(square[None, None], height, width)[0, 0].cpu().numpy()
+    low, high = float(native.min()), float(native.max())
+    if not low < high:
+        return None
+    normalised: FloatArray = ((native - low) / (high - low)).astype(np.float32)
+    return normalised
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierModel:
     """A trained classifier with everything that using it needs. Safe to call from several threads.
@@ -156,12 +203,7 @@ class ClassifierModel:
             inputs = self._inputs(image, window, [k]).requires_grad_()
             with GradCAM(model=self.network, target_layers=[last_maps(self.network)]) as cam:
                 square = cam(input_tensor=inputs, targets=[target])
-        native = from_square(torch.from_numpy(square)[None], image.shape[1], image.shape[0])[0, 0].numpy()
-        low, high = float(native.min()), float(native.max())
-        if not low < high:
-            return None
-        normalised: FloatArray = ((native - low) / (high - low)).astype(np.float32)
-        return normalised
+        return on_slice(torch.from_numpy(square)[0], image.shape[1], image.shape[0])
 
     def _inputs(self, image: Image, window: Window, slices: Sequence[int]) -> Tensor:
         """(n, 1, S, S) float32 on the model's device."""

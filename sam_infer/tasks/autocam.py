@@ -112,52 +112,94 @@ class AutoCamInfer(PublishedTask[ClassifierModel]):
             InputError: (409) While no classifier is published for the project's labels; (400) for a
                 parameter.
         """
-        watch = Stopwatch()
         model = self.published("sam_auto_cam")
-        options = parse_cam(request, self._labels)
-        zoom = parse_zoom(request.get("zoom"))
-        uncertain = parse_flag("output_uncertainty", request.get("output_uncertainty"))
-        image = self._library.read(request["image"], transient=bool(request.get("transient")))
-        window = self._library.window_for(image, request)
-        watch.mark("load")
-        found = auto_cam(
-            image,
+        return answer_cam(
+            request,
             model,
             encoder=self._encoder,
-            window=window,
-            options=options,
-            zoom=zoom,
-            uncertainty=uncertain,
+            library=self._library,
+            options=parse_cam(request, self._labels),
+            zoom=parse_zoom(request.get("zoom")),
+            name="cam",
         )
-        watch.mark("segment")
-        labelmap, names = numbered(found.labelmap, self._labels, request)
-        file, facts = make_reply(labelmap, image, request, uncertainty=found.uncertainty)
-        if found.uncertainty is not None:
-            facts["uncertainty"] = mean_by_label(found.uncertainty, labelmap, names)
-        watch.mark("write")
-        return file, {
-            "label_names": names,
-            **facts,
-            **_report(found, model.threshold if options.presence is None else options.presence),
-            "model": {
-                "name": "cam",
-                "fingerprint": model.fingerprint,
-                "round": model.training.get("round"),
-            },
-            "engine": self._encoder.engine.name,
-            "window": {"level": window.level, "width": window.width},
-            "latencies": watch.total(),
-        }
 
 
-def parse_cam(request: Mapping[str, Any], labels: Mapping[str, int]) -> CamOptions:
+def answer_cam(
+    request: Mapping[str, Any],
+    model: ClassifierModel,
+    *,
+    encoder: SliceEncoder,
+    library: ImageLibrary,
+    options: CamOptions,
+    zoom: bool | None,
+    name: str,
+) -> tuple[LabelmapFile | None, dict[str, Any]]:
+    """Label the image of a request from a classifier's activation maps; see `AutoCamInfer.answer`.
+
+    Args:
+        request: The image, its window, and how the reply is written.
+        model: The classifier.
+        encoder: The engine behind its caches.
+        library: Reads images.
+        options: What is prompted.
+        zoom: Whether the engine looks at a crop around the boxes, see `SliceEncoder`.
+        name: What the reply calls the model.
+    """
+    watch = Stopwatch()
+    uncertain = parse_flag("output_uncertainty", request.get("output_uncertainty"))
+    image = library.read(request["image"], transient=bool(request.get("transient")))
+    window = library.window_for(image, request)
+    watch.mark("load")
+    found = auto_cam(
+        image,
+        model,
+        encoder=encoder,
+        window=window,
+        options=options,
+        zoom=zoom,
+        uncertainty=uncertain,
+    )
+    watch.mark("segment")
+    labelmap, names = numbered(found.labelmap, dict(model.labels), request)
+    file, facts = make_reply(labelmap, image, request, uncertainty=found.uncertainty)
+    if found.uncertainty is not None:
+        facts["uncertainty"] = mean_by_label(found.uncertainty, labelmap, names)
+    watch.mark("write")
+    return file, {
+        "label_names": names,
+        **facts,
+        **_report(found, model.threshold if options.presence is None else options.presence),
+        "model": {
+            "name": name,
+            "fingerprint": model.fingerprint,
+            "round": model.training.get("round"),
+        },
+        "engine": encoder.engine.name,
+        "window": {"level": window.level, "width": window.width},
+        "latencies": watch.total(),
+    }
+
+
+def parse_cam(
+    request: Mapping[str, Any],
+    labels: Mapping[str, int],
+    *,
+    threshold: float = CAM_THRESHOLD,
+    attention: bool = False,
+) -> CamOptions:
     """``presence_threshold``, ``cam_threshold``, ``cam_every_part`` and the labels; all may be left out.
+
+    Args:
+        request: The request's parameters.
+        labels: The project's labels, name to value.
+        threshold: Where ``cam_threshold`` is left out.
+        attention: See `CamOptions`.
 
     Raises:
         InputError: When one is something else.
     """
     presence = request.get("presence_threshold")
-    threshold = parse_number("cam_threshold", request.get("cam_threshold"), CAM_THRESHOLD, 1)
+    threshold = parse_number("cam_threshold", request.get("cam_threshold"), threshold, 1)
     if threshold == 0:
         raise InputError("cam_threshold", threshold, "send a number above 0, up to 1")
     return CamOptions(
@@ -167,6 +209,7 @@ def parse_cam(request: Mapping[str, Any], labels: Mapping[str, int]) -> CamOptio
         threshold=threshold,
         every=parse_flag("cam_every_part", request.get("cam_every_part")),
         labels=parse_names(request, labels),
+        attention=attention,
     )
 
 

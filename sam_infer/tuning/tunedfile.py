@@ -51,10 +51,10 @@ class TunedSam:
         return base.with_model(self.network.served(), extras=self.network.extras, same_encoder=same)
 
 
-def untuned(base: SamEngine, *, tuning: Tuning | None = None, labels: Mapping[str, int]) -> TunedSam:
+def untuned(base: SamEngine, *, labels: Mapping[str, int], training: Mapping[str, Any]) -> TunedSam:
     """A base as it is, as if it had been tuned: what the first tuned model is compared with."""
-    network = SamLearner(base.model, tuning=tuning or Tuning())
-    return TunedSam(network=network, base=base.name, digest=base.digest, labels=labels)
+    network = SamLearner(base.model, tuning=Tuning())
+    return TunedSam(network=network, base=base.name, digest=base.digest, labels=labels, training=training)
 
 
 def save_tuned(path: Path | str, model: TunedSam) -> str:

@@ -1,0 +1,125 @@
+"""Candidates that somebody preferred one to another, as what the loss of preference needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam_infer.candidates import by_thresholds, ranked_by_mask
+from sam_infer.tuning.learner import SamLearner
+from sam_infer.types import BoolArray
+from trainers.loop import State, Step
+from trainers.preferencestep import coefficients, preference_loss, score_weights
+from trainers.samgiven import answered, asked_of, given_masks
+from trainers.samviews import Frame, View
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """One object whose candidates were preferred one to another.
+
+    Args:
+        view: With the prompts that the candidates were made from.
+        c: (S, S) float32 on the network's grid of masks: how much each pixel is to become foreground (> 0) or
+            background (< 0); `trainers.preferencestep.coefficients`.
+        reference: (S, S) float32 logits of the model that is improved upon.
+    """
+
+    view: View
+    c: Tensor
+    reference: Tensor
+
+
+def reference_logits(reference: SamLearner, views: Sequence[View], frame: Frame) -> Tensor:
+    """(n, S, S) float32 logits on the CPU of what a model answers to the given prompts of views."""
+    reference.eval()
+    device = next(reference.parameters()).device
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(views), _BATCH):
+            some = views[start : start + _BATCH]
+            masks, iou = given_masks(reference, some, asked_of(some, frame, device), frame)
+            found.append(answered(masks, iou, frame).cpu())
+    return torch.cat(found).clone() if found else torch.zeros(0, frame.low, frame.low)
+
+
+def rated_by_truth(reference: SamLearner, views: Sequence[View], frame: Frame) -> list[Rated]:
+    """What accepted masks say of a model's candidates: the one most like the accepted mask is best.
+
+    Candidates are made by thresholds, on the network's grid of masks; the published method has them at the
+    image's resolution.
+
+    Args:
+        reference: The model that is improved upon.
+        views: With given prompts, all of the same kinds, and truth.
+        frame: What the network makes of a slice.
+    """
+    logits = reference_logits(reference, views, frame)
+    out = []
+    for view, one in zip(views, logits, strict=True):
+        masks = by_thresholds(torch.sigmoid(one).numpy()).masks
+        ranking = ranked_by_mask(masks, view.truth > 127)
+        best_first = torch.from_numpy(masks[list(ranking)])
+        out.append(Rated(view=view, c=coefficients(best_first[None])[0], reference=one))
+    return out
+
+
+def rated_by_people(
+    reference: SamLearner, view: View, masks: BoolArray, scores: Sequence[float], frame: Frame
+) -> Rated:
+    """What somebody said of candidates.
+
+    Args:
+        reference: The model that is improved upon.
+        view: With the prompts that the candidates were made from.
+        masks: (N, H, W) bool, at the slice's own resolution.
+        scores: Of each candidate, higher is better.
+        frame: What the network makes of a slice.
+    """
+    weights = score_weights(torch.tensor([list(scores)], dtype=torch.float32))
+    c = coefficients(torch.from_numpy(np.ascontiguousarray(masks))[None], weights=weights)
+    low = frame.framing.padded(c, frame.side, frame.low)[0, 0]
+    return Rated(view=view, c=low, reference=reference_logits(reference, [view], frame)[0])
+
+
+def rated_step(rated: Sequence[Rated], *, frame: Frame, batch: int, temperature: float) -> Step:
+    """A step that moves answers towards what was preferred.
+
+    Args:
+        rated: At least one.
+        frame: What the network makes of a slice.
+        batch: Objects per step, fewer where fewer were prompted alike.
+        temperature: Of the loss.
+
+    Returns:
+        A step for a `sam_infer.tuning.learner.SamLearner`.
+    """
+    alike: dict[tuple[int | bool, ...], list[int]] = {}
+    for number, one in enumerate(rated):
+        given = one.view.given
+        assert given is not None
+        kinds = (given.box is not None, given.text is not None, given.attention is not None)
+        alike.setdefault((len(given.points), *kinds), []).append(number)
+    groups = list(alike.values())
+    shares = torch.tensor([len(group) for group in groups], dtype=torch.float64)
+
+    def step(state: State) -> Tensor:
+        group = groups[int(torch.multinomial(shares, 1, generator=state.generator))]
+        order = torch.randperm(len(group), generator=state.generator)[:batch].tolist()
+        some = [rated[group[n]] for n in order]
+        views = [one.view for one in some]
+        assert isinstance(state.network, SamLearner)
+        asked = asked_of(views, frame, state.device)
+        masks, iou = given_masks(state.network, views, asked, frame, narrow=state.precision == "bfloat16")
+        reference, c = (
+            torch.stack([getattr(one, name) for one in some]).to(state.device) for name in ("reference", "c")
+        )
+        return preference_loss(answered(masks, iou, frame), reference, c, temperature).loss
+
+    return step
