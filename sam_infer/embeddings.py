@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,10 @@ from sam_infer.intensity import Window
 from sam_infer.types import Candidates, Crop, FloatArray, Prompts
 from sam_infer.volumes import Image
 from sam_infer.zoom import choose_crop, crop_prompts, holds, leaves, paste
+
+
+class _Replaced(Exception):
+    """The encoder became another one while it encoded."""
 
 
 class SliceEncoder:
@@ -80,7 +85,14 @@ class SliceEncoder:
         self, image: Image, k: int, window: Window, *, crop: Crop | None = None
     ) -> tuple[Packed, bool]:
         """`embedding` as it is kept."""
-        encoded, made_by = False, self._encoded_by()
+        while True:
+            with suppress(_Replaced):
+                return self._packed(image, k, window, crop, self._encoded_by())
+
+    def _packed(
+        self, image: Image, k: int, window: Window, crop: Crop | None, made_by: str
+    ) -> tuple[Packed, bool]:
+        encoded = False
 
         def make() -> Packed:
             nonlocal encoded
@@ -92,6 +104,8 @@ class SliceEncoder:
             if packed is None:
                 encoded = True
                 packed = pack(self.engine.encode(values), narrow=encoding is not None)
+                if self._encoded_by() != made_by:
+                    raise _Replaced
                 if store is not None:
                     store.put(key, packed)
             return packed if encoding is None else packed.on(encoding.device)

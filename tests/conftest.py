@@ -81,7 +81,10 @@ def served(tmp_path_factory):
     save_png(studies / "photo.png", grey)
     engine = ThresholdEngine()
     patch = pytest.MonkeyPatch()
-    patch.setattr(registry, "create_engine", lambda *_, **__: engine)
+    create = registry.create_engine
+    patch.setattr(
+        registry, "create_engine", lambda name, **how: engine if name == "bundled" else create(name, **how)
+    )
     conf = {"labels": "liver,spleen,aorta"}
     for name, value in serve.settings_of(studies=str(studies), conf=conf, port=8000).items():
         patch.setenv(name, value)

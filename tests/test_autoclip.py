@@ -1,4 +1,4 @@
-"""Labels' descriptions as prompts: with maps drawn by hand, and with a tiny CLIP that learned three shapes."""
+"""Descriptions as prompts: with maps drawn by hand, and with a tiny CLIP that learned three shapes."""
 
 import json
 from dataclasses import replace
@@ -31,7 +31,7 @@ TEXTS = {"ball": "left", "box": "right"}
 
 def painted(model, pixels, text):
     """Looks left for "left", right for "right", nowhere for "nowhere", and at a corner for any other text."""
-    bright = np.pad(pixels, 0) > 0.5
+    bright = pixels > 0.5
     half = pixels.shape[1] // 2
     looked = np.zeros(pixels.shape, np.float32)
     if text == "left":
@@ -217,8 +217,7 @@ def test_wrong_options_are_named(by_hand, encoder, tmp_path, name, value):
 
 def test_options_may_come_back_as_they_were_listed(by_hand, encoder, tmp_path):
     task = make(encoder, Named())
-    listed = {key: value for key, value in task.info()["config"].items() if key not in ("weights",)}
-    reply = task({**case(tmp_path, slices()[0]), **listed})[1]
+    reply = task({**case(tmp_path, slices()[0]), **task.info()["config"]})[1]
     assert set(reply["objects"]) == {"ball", "box"}
 
 
@@ -267,7 +266,7 @@ def test_most_maps_of_a_model_that_reads_are_believed_and_none_of_one_that_does_
     for file in trained.folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     state = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
-    state["ln_final.weight"] *= 1e-3  # every text is now nearly the same one
+    state["ln_final.weight"] *= 1e-6  # every text is now nearly the same one
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     image = volume(*[np.rint(one * 255).astype(np.uint8) for one, _ in scenes])
     texts = {name: f"a {name}" for name in tiny_clip.SHAPES}
@@ -307,8 +306,10 @@ def test_limits_decide_what_is_believed(trained, scenes, encoder):
 
     def rejected(**limits):
         options = ClipOptions(contrast=replace(Contrast(), **limits))
-        return auto_clip(
-            image, trained, {name: f"a {name}"}, values={name: 1}, encoder=encoder, window=EIGHT_BIT, options=options
-        ).labels[name].rejected  # fmt: skip
+        texts = {name: f"a {name}"}
+        found = auto_clip(
+            image, trained, texts, values={name: 1}, encoder=encoder, window=EIGHT_BIT, options=options
+        )
+        return found.labels[name].rejected
 
     assert rejected(correlation=-1.0) == [0] and rejected(correlation=1.1, iou=1.1) == []

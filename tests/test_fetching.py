@@ -370,9 +370,12 @@ def test_the_command_line_lists_fetches_verifies_and_prints(entry, tmp_path, mon
 def several(server, monkeypatch):
     """A model of two files, of one of which nothing is known."""
 
-    def file(name, **known):
+    def file(name, *, size=None, sha256=None):
+        like = catalog.FOLDERS["biomed_clip"].files[0]
         address = f"http://127.0.0.1:{server.server_port}/{name}"
-        return catalog.Download(name="biomed_clip", file=f"biomed_clip/{name}", addresses=(address,), **known)
+        return dataclasses.replace(
+            like, file=f"biomed_clip/{name}", addresses=(address,), size=size, sha256=sha256
+        )
 
     files = (file("vocab.txt"), file("weights.bin", size=len(CONTENT), sha256=SHA256))
     entry = dataclasses.replace(catalog.FOLDERS["biomed_clip"], files=files)

@@ -257,8 +257,10 @@ def _resumed(checkpoint: Checkpoint, state: State, optimiser: torch.optim.Optimi
     kept = checkpoint.load()
     if kept is None:
         return None
-    state.network.load_state_dict({**state.network.state_dict(), **kept["network"]})
-    state.average.load_state_dict({**state.average.state_dict(), **kept["average"]})
+    with torch.no_grad():
+        for module, values in ((state.network, kept["network"]), (state.average, kept["average"])):
+            for name, value in _changing(module, state.network).items():
+                value.copy_(values[name])
     optimiser.load_state_dict(kept["optimiser"])
     state.generator.set_state(kept["generator"])
     state.iteration = kept["iteration"]

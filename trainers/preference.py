@@ -110,6 +110,26 @@ class PreferenceTrainer(SamRecipe):
         """What of a plan the use of its result depends on."""
         return {"prompts": plan.options["prompts"]}
 
+    def _champion(self, plan: Plan) -> TunedSam | None:
+        """What is served, where it can answer: with its texts as they were, and its prompts to be had."""
+        found = super()._champion(plan)
+        if found is None or not found.fingerprint:
+            return found
+        try:
+            self.prompters[found.training["prompts"]]()
+            said = self.texts().record(self.basis.labels) if found.network.extras is not None else {}
+        except InputError as error:
+            reason = str(error)
+        else:
+            if found.texts == said:
+                return found
+            reason = "its texts have changed"
+        logger.warning("the served model cannot answer any more (%s); compared with its base instead", reason)
+        return self._untuned(plan)
+
+    def _continues(self, model: TunedSam, plan: Plan) -> bool:
+        return super()._continues(model, plan) and model.texts == (plan.options["text"] or {})
+
     def _train(self, now: Round, start: TunedSam | None) -> Trained:
         plan, options = now.plan, now.plan.options
         tuning, seed = self.tuning(plan), plan.settings.seed
@@ -126,7 +146,7 @@ class PreferenceTrainer(SamRecipe):
         learner = SamLearner(
             self.base.model, tuning=tuning, seed=seed, text=None if texts is None else texts.encoder.width
         )
-        if start is not None and start.network.learned().keys() == learner.learned().keys():
+        if start is not None:
             learner.restore(start.network.learned())
         step = given_step(views, frame=self.frame, batch=plan.batch)
         first = now.train("prompts", learner, step)
@@ -147,7 +167,8 @@ class PreferenceTrainer(SamRecipe):
         settings = replace(settings, epochs=min(settings.epochs, settings.iterations))
         step = rated_step(rated, frame=self.frame, batch=plan.batch, temperature=options["temperature"])
         run = now.train("aligning", policy, step, settings)
-        run = replace(run, seconds=first.seconds + run.seconds)
+        stopped = first.stopped or run.stopped
+        run = replace(run, seconds=first.seconds + run.seconds, stopped=stopped)
         return Trained(run=run, slices=len(views), facts={**facts, "aligned": True})
 
     def _policy(self, reference: SamLearner, seed: int) -> SamLearner:

@@ -15,7 +15,7 @@ from sam_infer.types import BoolArray
 from trainers.loop import State, Step
 from trainers.preferencestep import coefficients, preference_loss, score_weights
 from trainers.samgiven import answered, asked_of, given_masks
-from trainers.samviews import Frame, View
+from trainers.samviews import HALF, Frame, View, low_truth
 
 _BATCH = 16
 
@@ -63,8 +63,9 @@ def rated_by_truth(reference: SamLearner, views: Sequence[View], frame: Frame) -
     logits = reference_logits(reference, views, frame)
     out = []
     for view, one in zip(views, logits, strict=True):
-        masks = by_thresholds(torch.sigmoid(one).numpy()).masks
-        ranking = ranked_by_mask(masks, view.truth > 127)
+        inside = low_truth(np.ones(view.size, bool), frame) > HALF
+        masks = by_thresholds(torch.sigmoid(one).numpy()).masks & inside
+        ranking = ranked_by_mask(masks, view.truth > HALF)
         best_first = torch.from_numpy(masks[list(ranking)])
         out.append(Rated(view=view, c=coefficients(best_first[None])[0], reference=one))
     return out

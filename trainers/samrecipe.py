@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.sam import SamEngine
+from sam_infer.errors import InputError
 from sam_infer.tuning.methods import METHODS, Tuning
 from sam_infer.tuning.tunedfile import TunedSam, load_tuned, save_tuned, untuned
 from sam_infer.volumes import read_labelmap
@@ -76,7 +78,8 @@ class SamBased(ModelRecipe[Model]):
     def tuning(self, plan: Plan) -> Tuning:
         """What learns."""
         chosen = self.methods[plan.options["method"]]
-        return Tuning(encoder=chosen.encoder, decoder=chosen.decoder, rank=plan.options["rank"])
+        low = "lora" in (chosen.encoder, chosen.decoder)
+        return replace(chosen, rank=plan.options["rank"]) if low else chosen
 
     @property
     def frame(self) -> Frame:
@@ -99,7 +102,11 @@ class SamRecipe(SamBased[TunedSam]):
     """A trainer whose result is the base with what it learned on top; the arguments are `SamBased`'s."""
 
     def views(self, now: Round, cases: Sequence[Case], *, still: bool) -> list[View]:
-        """The objects of accepted cases as the base sees them, telling how far it is."""
+        """The objects of accepted cases as the base sees them, telling how far it is.
+
+        Raises:
+            InputError: (409) When there are none.
+        """
         encoder, frame, found = self.encoder(self.base), self.frame, []
         for case in now.counted("preparing", cases):
             assert case.label is not None
@@ -116,6 +123,8 @@ class SamRecipe(SamBased[TunedSam]):
                 rng=np.random.default_rng([now.plan.settings.seed, zlib.crc32(case.case_id.encode())]),
                 slices=case.slices,
             )
+        if not found:
+            raise no_objects(len(cases))
         return found
 
     def model(self, network: Any, training: Mapping[str, Any]) -> TunedSam:
@@ -131,8 +140,10 @@ class SamRecipe(SamBased[TunedSam]):
 
     def _champion(self, plan: Plan) -> TunedSam | None:
         """What is served: the published model, else the base as it is, used as the candidate will be."""
-        published = super()._champion(plan)
-        return published or untuned(self.base, labels=self.basis.labels, training=self.facts(plan))
+        return super()._champion(plan) or self._untuned(plan)
+
+    def _untuned(self, plan: Plan) -> TunedSam:
+        return untuned(self.base, labels=self.basis.labels, training=self.facts(plan))
 
     def facts(self, plan: Plan) -> dict[str, Any]:
         """What of a plan the use of its result depends on."""
@@ -146,3 +157,9 @@ class SamRecipe(SamBased[TunedSam]):
 
     def _continues(self, model: TunedSam, plan: Plan) -> bool:
         return bool(model.fingerprint) and model.network.tuning == self.tuning(plan)
+
+
+def no_objects(cases: int) -> InputError:
+    """The error that there is no mask to learn from in any of so many cases."""
+    remedy = "none of those for training holds any of the labels; accept a mask, then train again"
+    return InputError("accepted cases", cases, remedy, status=409)

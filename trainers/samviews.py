@@ -26,6 +26,8 @@ from trainers.slicestore import choose_slices
 SLICES_PER_LABEL = 6
 #: Crops of each object, where a crop gains something: those of boxes that were drawn carelessly.
 CROPS = 2
+#: Of `View.truth`, from above which a pixel belongs to the object.
+HALF = 127
 CARELESS = 0.1
 
 
@@ -89,6 +91,9 @@ def object_views(
 ) -> list[View]:
     """The views of a case: of each label on some of its slices the whole slice, and crops.
 
+    A view on which the object covers no pixel of the network's masks by half is left out: no mask shows it
+    there, and no click can be drawn in it.
+
     Args:
         image: The image.
         labelmap: (I, J, K) label values.
@@ -121,7 +126,9 @@ def object_views(
             for crop in dict.fromkeys([None, *crops]):
                 seen = _seen(image, k, window, crop, encoder, still)
                 part = mask if crop is None else mask[crop[1] : crop[3] + 1, crop[0] : crop[2] + 1]
-                views.append(_view(part, seen, case=case, label=label, frame=frame))
+                view = _view(part, seen, case=case, label=label, frame=frame)
+                if view.truth.max() > HALF:
+                    views.append(view)
     return views
 
 

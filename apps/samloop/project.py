@@ -69,8 +69,8 @@ class Project:
         group: Regular expression that groups case ids for the split; None = each case by itself.
         image_labels: CSV file of what whole images show, for `cam_classifier` and `sam_mix`; None = there is
             none.
-        tuned: Registry name of the SAM that learns: the engine where that is one, else another.
-        tuned_weights: Its checkpoint file or folder; None = packaged, or in the cache folder.
+        tuning: Registry name of the SAM that learns where the engine is none.
+        tuning_weights: Its checkpoint file or folder; None = packaged, or in the cache folder.
         clip: Folder of the CLIP model; None = the fetched one.
         text_encoder: What embeds texts, one of `TEXT_ENCODERS`.
         texts: Where texts about labels come from.
@@ -95,8 +95,8 @@ class Project:
     held_out: float
     group: str | None
     image_labels: Path | None
-    tuned: str
-    tuned_weights: Path | None
+    tuning: str
+    tuning_weights: Path | None
     clip: Path | None
     text_encoder: str
     texts: TextSettings
@@ -112,11 +112,16 @@ class Project:
         return {"weights": self.weights, "device": self.device, "runtime": self.runtime}
 
     @property
+    def tuned(self) -> str:
+        """Registry name of the SAM that learns: the engine where that is one."""
+        return self.engine if self.engine in SAMS else self.tuning
+
+    @property
     def tuned_options(self) -> dict[str, Any]:
         """How `sam_infer.engines.registry.create_engine` makes the SAM that learns, beside its name."""
         if self.tuned == self.engine:
             return self.engine_options
-        return {"weights": self.tuned_weights, "device": self.device}
+        return {"weights": self.tuning_weights, "device": self.device}
 
     @property
     def window(self) -> dict[str, dict[str, float] | None]:
@@ -143,9 +148,12 @@ def load_project(path: Path | None = None) -> Project:
             )
         for key, value in given.items():
             known = settings[key]
-            if not isinstance(known, dict) or not isinstance(value, Mapping):
+            if not isinstance(known, dict):
                 settings[key] = value
                 continue
+            if not isinstance(value, Mapping):
+                remedy = "give a mapping" + (f" of {', '.join(known)}" if known else " of labels to sentences")
+                raise InputError(f"{path.name}: {key}", value, remedy)
             for inner in value if key != "descriptions" else ():
                 if inner not in known:
                     raise InputError(
@@ -174,8 +182,7 @@ def override(
     if labels:
         project = replace(project, labels=_labels([name.strip() for name in labels.split(",")]))
     if engine:
-        name = _one_of("engine", engine, NAMES)
-        project = replace(project, engine=name, tuned=_tuned(name, project.tuned))
+        project = replace(project, engine=_one_of("engine", engine, NAMES))
     if weights:
         project = replace(project, weights=Path(weights).expanduser().resolve())
     if runtime:
@@ -217,14 +224,14 @@ def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
         return (folder / Path(value).expanduser()).resolve() if value else None
 
     weights, tuning = engine["weights"], settings["tuning"]
-    name, labels = _one_of("engine.name", engine["name"], NAMES), _labels(settings["labels"])
+    labels = _labels(settings["labels"])
     texts = settings["texts"]
     return Project(
         name=str(settings["name"]),
         labels=labels,
         ct=_window("window.ct", window["ct"]),
         other=_window("window.other", window["other"]),
-        engine=name,
+        engine=_one_of("engine.name", engine["name"], NAMES),
         weights=Path(weights).expanduser() if weights else None,
         device=_device(str(engine["device"])),
         runtime=_one_of("engine.runtime", engine["runtime"], RUNTIMES),
@@ -234,19 +241,14 @@ def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
         held_out=float(held_out),
         group=group,
         image_labels=path("image_labels", settings["image_labels"], "a CSV file"),
-        tuned=_tuned(name, _one_of("tuning.engine", tuning["engine"], SAMS)),
-        tuned_weights=path("tuning.weights", tuning["weights"], "a checkpoint file or a folder of them"),
+        tuning=_one_of("tuning.engine", tuning["engine"], SAMS),
+        tuning_weights=path("tuning.weights", tuning["weights"], "a checkpoint file or a folder of them"),
         clip=path("clip.weights", settings["clip"]["weights"], "a folder that holds a CLIP model"),
         text_encoder=_one_of("texts.encoder", texts["encoder"], TEXT_ENCODERS),
         texts=_texts(settings, labels, path("texts.answers", texts["answers"], "a model's folder")),
         encode_ahead=ahead,
         **limits,
     )
-
-
-def _tuned(engine: str, other: str) -> str:
-    """Which SAM learns: the engine where it is one."""
-    return engine if engine in SAMS else other
 
 
 def _texts(settings: Mapping[str, Any], labels: Mapping[str, int], answers: Path | None) -> TextSettings:

@@ -3,6 +3,7 @@
 python -m bench papers keuth --data ct_abdomen_curvas --out results/keuth
 python -m bench papers hakkinen --data ct_abdomen_curvas --out results/hakkinen
 python -m bench papers sammix --data ct_abdomen_curvas --out results/sammix
+python -m bench papers konwer --data cxr_lung_v7 --out results/konwer
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.papers import hakkinen, keuth
+from bench.papers import hakkinen, keuth, konwer, sammix
 from bench.papers.learners import Recipe
 from bench.papers.nnunet import check_installed
 from bench.papers.report import Paper
@@ -30,7 +31,9 @@ _EMBEDDINGS = 8 << 30
 #: What ``--quick`` is: enough to see that every kind of row works, too little for figures that mean anything.
 _QUICK_IMAGES = 12
 _QUICK: dict[str, Any] = {"size": 64, "iterations": 20, "batch": 4, "labelled": (3,), "seeds": 1}
-PAPERS: Mapping[str, Paper] = {one.name: one for one in (keuth.PAPER, hakkinen.PAPER)}
+PAPERS: Mapping[str, Paper] = {
+    one.name: one for one in (keuth.PAPER, hakkinen.PAPER, konwer.PAPER, sammix.PAPER)
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -55,6 +58,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--sided", action="store_true", help="a label for each organ of a pair (kidneys, lungs)"
+    )
+    parser.add_argument(
+        "--label", help="the one label, of papers that learn one (default: the set's only one)"
     )
     parser.add_argument("--threads", type=int, help="threads (default: torch's choice)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few images, short trainings")

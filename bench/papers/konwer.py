@@ -34,9 +34,10 @@ def run(study: Study, args: argparse.Namespace, options: Mapping[str, Any]) -> s
     boxes: BoxSource = args.prompts
     stages = _QUICK if args.quick else Stages()
     data, split = one_label(study.data, study.split, args.label)
-    study = study.extended("konwer", _VERSION, stages, boxes, data=data, split=split)
     labelled, counts = numbers(len(split.train), options["labelled"])
-    rows = report.chosen_rows(ROWS, args, base=BASE)
+    study = study.extended("konwer", _VERSION, stages, boxes, labelled, data=data, split=split)
+    names = {row.name for row in report.chosen_rows(ROWS, args, base=BASE)}
+    rows = [row for row in ROWS if row.name in names]
     titles = {row.name: row.title for row in rows}
     starts = [
         Start(study, stages, labelled=labelled, boxes=boxes, seed=seed) for seed in range(options["seeds"])
@@ -46,8 +47,7 @@ def run(study: Study, args: argparse.Namespace, options: Mapping[str, Any]) -> s
     for new in outcomes(starts, rows, counts):
         done += new
         lines = konwertable.lines(done, list(titles), BASE)
-        told = konwertable.words(stages, boxes, labelled, starts[0].sentence, grid=starts[0].shrink)
-        text = f"{konwertable.table(lines, titles)}\n{report.words(study, options)} {told}"
+        text = f"{konwertable.table(lines, titles)}\n{konwertable.words(starts, boxes)}"
         report.write(study.out / "konwer", text, {"lines": lines})
     shown = {name: titles[name].strip("*") for name in _DRAWN if name in titles}
     path = study.out / "konwer_curves.png"
@@ -107,7 +107,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", choices=BOX_SOURCES, default=BOX_SOURCES[0], help="where boxes come from (konwer)"
     )
-    parser.add_argument("--label", help="the one label (konwer; default: the set's only one)")
 
 
 PAPER = report.Paper(

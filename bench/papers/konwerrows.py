@@ -1,8 +1,8 @@
 """Rows of Konwer et al., Enhancing SAM with Efficient Prompting and Preference Optimization.
 
-arXiv:2503.04639. A SAM is tuned on few labelled images (stage 1); of further images its own candidate masks are
-rated or ranked, and its mask decoder learns to prefer what was preferred (stage 2). Every row has the same
-prompts, but for those that say so.
+arXiv:2503.04639. A SAM is tuned on few labelled images (stage 1); of further images its own candidate masks
+are rated or ranked, and its mask decoder learns to prefer what was preferred (stage 2). Every row has the
+same prompts, but for those that say so.
 """
 
 from __future__ import annotations

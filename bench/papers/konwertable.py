@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.papers import tables
 from bench.papers.coarse import CARELESS, FOLDS, BoxSource
-from bench.papers.policy import Stages
+from bench.papers.policy import Start
 from bench.papers.records import Outcome
 from bench.papers.statistics import image_dice
 from bench.table import markdown
@@ -22,8 +22,8 @@ HEAD = (
 _FIGURES = ("threshold", "band", "margin", "loosest", "strictest", "rated")
 _BOXES: Mapping[BoxSource, str] = {
     "careless": (
-        f"the box of the truth with every side off by up to {CARELESS:.0%} of it; it is made from the truth of "
-        "all images, those of the test too, and stands for a coarse source of boxes"
+        f"the box of the truth with every side off by up to {CARELESS:.0%} of it; it is made from the truth "
+        "of all images, those of the test too, and stands for a coarse source of boxes"
     ),
     "unet": (
         "the box of what a U-Net of the labelled images finds, the whole image where it finds nothing; for "
@@ -32,19 +32,19 @@ _BOXES: Mapping[BoxSource, str] = {
 }
 NOTES = """\
 Ratings and rankings by truth read the truth of every image of stage 2: weak, ordinal supervision, and not
-learning without labels. Rows that say "no truth" do not. Masks are those of the whole image. Candidates, their
-overlaps and the loss are on the network's grid of masks (its input's size over {grid}), the table's Dice at the
-images' own resolution. The loss is the closed form of the published one with independent pixels, a mean over
-the pixels that candidates disagree on, times {temperature:g}.
+learning without labels. Rows that say "no truth" do not. Masks are those of the whole image. Candidates,
+their overlaps and the loss are on the network's grid of masks (its input's size over {grid}), the table's
+Dice at the images' own resolution. The loss is the closed form of the published one with independent
+pixels, a mean over the pixels that candidates disagree on, times {temperature:g}.
 
 Difference: of test Dice to stage 1 of the same seed, 95 % bootstrap over test images, all seeds of an image
-together. Threshold: of probability, 0.5 as published unless the row chooses it on the labelled images, which
-stage 1 learned from. Swapped: of so many images two neighbours in rank. Band: share of all pixels on which any
-candidate is preferred; margin: in the end, on the images of stage 2. Loosest / strictest best: share of those
-images whose largest or smallest candidate is preferred, so that masks are told to grow or to shrink. SAM's three
-masks are not what it answers a box with, and stage 1 does not tune them there. No box: one around the whole
-image. Supervised: on labelled and further images together, for the steps of both stages. Seconds: of both
-stages, without encoding, on a machine that may have had other work.
+together. Threshold: of probability, 0.5 as published unless the row chooses it on the labelled images,
+which stage 1 learned from. Swapped: of so many images two neighbours in rank. Band: share of all pixels on
+which any candidate is preferred; margin: in the end, on the images of stage 2. Loosest / strictest best:
+share of those images whose largest or smallest candidate is preferred, so that masks are told to grow or to
+shrink. SAM's three masks are not what it answers a box with, and stage 1 does not tune them there. No box:
+one around the whole image. Supervised: on labelled and further images together, for the steps of both
+stages. Seconds: of both stages, without encoding, on a machine that may have had other work.
 """
 
 
@@ -74,23 +74,28 @@ def table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
     return markdown(HEAD, [_cells(line, titles[line["row"]]) for line in lines])
 
 
-def words(stages: Stages, boxes: BoxSource, labelled: int, sentence: str, *, grid: int) -> str:
+def words(starts: Sequence[Start], boxes: BoxSource) -> str:
     """What a table was measured with.
 
     Args:
-        stages: How policies were trained.
+        starts: One of each seed.
         boxes: Where boxes came from.
-        labelled: Labelled images.
-        sentence: What rows with a text were told.
-        grid: Side of the network's input over that of its masks.
     """
-    first, second = stages.first, stages.second
+    start, study = starts[0], starts[0].study
+    stages, split, recipe = start.stages, study.split, study.recipe
+    networks = ""
+    if boxes == "unet":
+        networks = f" U-Nets: {recipe.iterations} steps of {recipe.batch} images at {recipe.size} px."
+    notes = NOTES.format(grid=start.frame.side // start.frame.low, temperature=stages.temperature)
+    patients = len({sample.group for sample in split.test})
     return (
-        f"{labelled} images are labelled. Stage 1: {first} steps of {stages.batch} images at a learning rate of "
-        f"{stages.rate:g}, prompt encoder and mask decoder, 20 focal + Dice; stage 2: {second} steps at "
-        f"{stages.second_rate:g}, mask decoder (published: 15 epochs at 1e-4, 30 epochs at 1e-4). Box: "
-        f'{_BOXES[boxes]}. Text, the same of every image, so that it can tell little: "{sentence}" (words and '
-        f"parts of words, hashed).\n\n{NOTES.format(grid=grid, temperature=stages.temperature)}"
+        f"{study.data.name}, {start.label}: {len(split.train)} images to learn from and {len(split.test)} to "
+        f"test, of {patients} other patients or images; {len(start.draw.labelled)} are labelled; engine "
+        f"{start.base.name}; {len(starts)} seeds. Stage 1: {stages.first} steps of {stages.batch} images at "
+        f"a learning rate of {stages.rate:g}, prompt encoder and mask decoder, 20 focal + Dice; stage 2: "
+        f"{stages.second} steps at {stages.second_rate:g}, mask decoder (published: 15 epochs at 1e-4, 30 "
+        f"epochs at 1e-4). Box: {_BOXES[boxes]}.{networks} Text, the same of every image, so that it can "
+        f"tell little: '{start.sentence}' (words and parts of words, hashed).\n\n{notes}"
     )
 
 

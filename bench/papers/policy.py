@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from trainers.samviews import Frame, View, given_view
 
 #: What a SAM is prompted with: a box, or one around the whole image, which says nothing; and a text.
 Kind = Literal["box", "box+text", "whole", "whole+text"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 _NO_LIMIT = 1e9
 #: Thresholds of probability among which the best one is chosen.
 GRID = tuple(round(0.05 * n, 2) for n in range(2, 19))
@@ -37,7 +36,9 @@ GRID = tuple(round(0.05 * n, 2) for n in range(2, 19))
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """How a policy is trained; numbers of this project, at a hundredth of the published steps.
+    """How a policy is trained: numbers of this project.
+
+    Those of stage 2 were chosen on training images that were neither labelled nor asked about.
 
     Args:
         first: Steps of stage 1.
@@ -49,7 +50,7 @@ class Stages:
     """
 
     first: int = 200
-    second: int = 60
+    second: int = 40
     batch: int = 8
     rate: float = 3e-4
     second_rate: float = 1e-4
@@ -75,7 +76,8 @@ class Start:
     """One draw of labelled images with one seed: what its rows share.
 
     Args:
-        study: Of one label, which every image holds; its key must tell the stages and the boxes apart.
+        study: Of one label, which every image holds. Its key must tell stages, boxes and numbers of labelled
+            images apart.
         stages: How policies are trained.
         labelled: Labelled images.
         boxes: Where boxes come from.
@@ -100,11 +102,6 @@ class Start:
         sam = self.base.model
         grid = int(sam.prompt_encoder.image_embedding_size[0])
         return Frame(framing=self.base.framing, side=int(sam.image_encoder.img_size), grid=grid)
-
-    @property
-    def shrink(self) -> int:
-        """Side of the network's input over that of its masks."""
-        return self.frame.side // self.frame.low
 
     @cached_property
     def _text(self) -> FloatArray:

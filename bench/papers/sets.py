@@ -37,6 +37,7 @@ class Defaults:
         ablated: Numbers of labelled images at which the rows of ablations are run; () = all, as where none of
             these is asked for.
         sided: Values of labels of paired organs, see `sides_of`.
+        turned: Whether its pictures are stored turned by half a circle; they are turned back when read.
         strategies: Prompt strategies whose labels train a U-Net; () = all of `bench.papers.hakkinen.TRAINED`.
     """
 
@@ -47,12 +48,14 @@ class Defaults:
     batch: int = 4
     ablated: tuple[int, ...] = ()
     sided: tuple[int, ...] = ()
+    turned: bool = False
     strategies: tuple[str, ...] = ()
 
 
 _TEETH = [quadrant + tooth for quadrant in (*_UPPER, *_LOWER) for tooth in range(1, 9)]
 KNOWN: Mapping[str, Defaults] = {
     "ct_abdomen_curvas": Defaults(names={1: "pancreas", 2: "kidney", 3: "liver"}, sided=(2,), ablated=(10,)),
+    "ct_liver_ircad": Defaults(names={1: "liver"}, turned=True),
     "xray_dental_ufba425": Defaults(
         names={value: f"tooth {number}" for value, number in enumerate(_TEETH, start=1)},
         ablated=(10,),
@@ -138,6 +141,8 @@ def read_set(folder: Path, *, limit: int | None = None, sided: bool = False) -> 
     groups = _groups(folder)
     samples = tuple(_read(folder, name, groups.get(name, name)) for name in names)
     defaults = KNOWN.get(folder.name, Defaults())
+    if defaults.turned:
+        samples = tuple(turned(sample) for sample in samples)
     called = dict(defaults.names)
     for value in defaults.sided if sided else ():
         other = max(called) + 1
@@ -166,6 +171,17 @@ def sides_of(truth: LabelImage, value: int, other: int) -> LabelImage:
         if np.nonzero(parts == part)[1].mean() >= truth.shape[1] / 2:
             out[parts == part] = other
     return out
+
+
+def turned(sample: Sample) -> Sample:
+    """A picture and its truth, turned by half a circle."""
+    image = sample.image
+    array = np.ascontiguousarray(image.array[::-1, ::-1])
+    return replace(
+        sample,
+        image=replace(image, array=array, key=(*image.key, "turned")),
+        truth=np.ascontiguousarray(sample.truth[::-1, ::-1]),
+    )
 
 
 def _groups(folder: Path) -> dict[str, str]:

@@ -135,7 +135,8 @@ class SamEngine:
     @property
     def model(self) -> Any:
         """The ``segment_anything.modeling.Sam`` on its device, in eval mode; loaded once."""
-        with self._loading:
+        # Whoever asks may be in inference mode; what is loaded there could never learn.
+        with self._loading, torch.inference_mode(False):
             if self._model is None:
                 assert self._weights is not None
                 self._model = load_network(self._weights, architecture=self._architecture)

@@ -10,8 +10,10 @@ from typing import Any
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.sam import SamEngine
+from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.published import PublishedModel
+from sam_infer.tasks.autocam import answer_cam, parse_cam
 from sam_infer.tasks.published import PublishedTask
 from sam_infer.tasks.reply import LabelmapFile
 from sam_infer.tuning.mixfile import MixModel, load_mix
@@ -120,7 +122,16 @@ class AutoMixInfer(PublishedTask[MixModel]):
         Raises:
             InputError: (409) While nothing is published for the project's labels; (400) for a parameter.
         """
-        served, _ = self._served.current()
+        served, reason = self._served.current()
         if served is None:
-            self.published("sam_auto_mix")
-        ...
+            raise InputError("model", "sam_auto_mix", reason, status=409)
+        model = served.model
+        return answer_cam(
+            request,
+            model.classifier,
+            encoder=served.encoder,
+            library=self._library,
+            options=parse_cam(request, self._labels, threshold=model.cam_threshold, attention=True),
+            zoom=False,
+            name="mix",
+        )

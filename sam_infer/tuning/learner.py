@@ -15,8 +15,8 @@ from sam_infer.tuning.methods import Tuning, learned_state, load_learned, merge,
 class SamLearner(nn.Module):
     """A copy of a SAM in which what a tuning names learns, and everything else stands still.
 
-    Parameters that stand still are the base's own tensors where nothing writes to them, so a frozen encoder
-    is in memory once.
+    The parameters of an encoder that stands still lie where the base's own do, so they are in memory once; a
+    learner that goes to another device takes copies there, and the base stays where it is.
 
     Args:
         base: The ``segment_anything.modeling.Sam``; its numbers are not changed.
@@ -31,7 +31,8 @@ class SamLearner(nn.Module):
     ) -> None:
         super().__init__()
         still = base.image_encoder if tuning.encoder == "frozen" else nn.Module()
-        self.sam = copy.deepcopy(base, {id(p): p for p in still.parameters()})
+        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in still.parameters()}
+        self.sam = copy.deepcopy(base, shared)
         self.tuning = tuning
         prepare(self.sam, tuning, seed=seed)
         self.extras: ExtraPrompts | None = None
