@@ -11,14 +11,16 @@ import torch
 
 from bench.papers import command, sammix
 from bench.papers.camlooks import Look, look, quality, recognised, true_box
-from bench.papers.promptedsams import bare_masks, frame_of
-from bench.papers.sammixrows import BASE, ORACLES, ROWS, Cell, Mix, Turn, draw_positive
+from bench.papers.promptedsams import bare_answer, bare_masks, frame_of
+from bench.papers.sammixcells import Cell, Mix, Turn, draw_positive
+from bench.papers.sammixrows import BASE, ORACLES, ROWS
 from bench.papers.sets import read_set, turned
 from bench.papers.split import split_set
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 from sam_infer.networks.classifier import ClassifierModel, build_classifier
+from sam_infer.tuning.tunedfile import untuned
 from sam_infer.types import Prompts
 from tests.conftest import disc, save_png
 from trainers.mixsteps import central_prompts
@@ -34,7 +36,7 @@ def draw_set(root, *, count, seed):
     for part in ("images", "labels"):
         (root / part).mkdir(parents=True)
     for number in range(count):
-        inside = disc((SIDE, SIDE), rng.uniform(22, 42, 2), rng.uniform(9, 14)) & (number % 4 > 0)
+        inside = disc((SIDE, SIDE), rng.uniform(22, 42, 2), rng.uniform(9, 14)) & (number % 4 != 1)
         grey = np.where(inside, 190, 50) + rng.normal(0, 10, inside.shape)
         labels = inside.astype(np.uint8)
         labels[:4, :4] = 2
@@ -113,9 +115,9 @@ def test_every_row_runs_with_oracles_apart_and_is_not_run_again(
     assert {line["row"] for line in oracles} == {row.name for row in ORACLES}
     before, after = text.split("With boxes of the truth:")
     for row in ORACLES:
-        assert row.title not in before and row.title in after
+        assert f"| {row.title} |" not in before and f"| {row.title} |" in after
     for row in ROWS:
-        assert row.title in before and row.title not in after
+        assert f"| {row.title} |" in before and f"| {row.title} |" not in after
     there = sum(bool(s.present) for s in one_label(folder)[1].train)
     assert {line["n"] for line in lines} == {0, 3, there}
     assert [line["n"] for line in lines if line["row"] in ("frozen", "lora")] == [0, there]
@@ -127,6 +129,7 @@ def test_every_row_runs_with_oracles_apart_and_is_not_run_again(
         assert line["gated_false"] <= line["ungated_false"]
         cam = line["row"] not in (BASE, "bare")
         assert np.isfinite(line["box_iou"]) == cam
+        assert np.isfinite(line["attention"]) == (line["row"] in ("attention", "lora"))
         assert line["image_labels"] == (9 if cam else 0)
         assert line["test_dice"] == pytest.approx(line["gated_dice" if cam else "ungated_dice"])
     assert [line["n"] for line in record["beside"]] == [3, there]
@@ -141,7 +144,7 @@ def test_every_row_runs_with_oracles_apart_and_is_not_run_again(
 
 def test_boxes_never_come_from_the_truth(folder):
     model = a_classifier()
-    sample = one_label(folder)[1].test[0]
+    sample = next(s for s in one_label(folder)[1].test if s.present)
     for truth in (np.zeros_like(sample.truth), np.ones_like(sample.truth)):
         other = look(model, replace(sample, truth=truth), threshold=0.4)
         assert other.prompts is not None
@@ -176,13 +179,13 @@ def test_what_prompts_a_row_is_what_the_classifier_says(folder, engine, tmp_path
     for row in ROWS:
         asked.clear()
         row.make(row.name, cell)
-        kinds = {"attention": 2, "lora": 2, "bare": 0, BASE: None}.get(row.name, 1)
-        if kinds is None:
+        if row.name in (BASE, "bare"):
             assert not asked
             continue
         assert len(asked) == len(split.test)
-        assert {prompt.box for prompt in asked} == ({box} if kinds else {None})
-        assert all((prompt.attention is not None) == (kinds == 2) for prompt in asked)
+        assert {prompt.box for prompt in asked} == {box}
+        attention = row.name in ("attention", "lora")
+        assert all((prompt.attention is not None) == attention for prompt in asked)
     for row in ORACLES:
         asked.clear()
         row.make(row.name, cell)
@@ -243,8 +246,7 @@ def test_quality_of_boxes_is_intersection_over_union(folder):
     assert recognised(everywhere, samples)["present"] == 1
     negative = [s for s in samples if not s.present]
     assert np.isnan(recognised(everywhere, [positive])["absent"])
-    if negative:
-        assert recognised(everywhere, samples)["absent"] == 0
+    assert negative and recognised(everywhere, samples)["absent"] == 0
 
 
 def test_masks_are_drawn_of_images_with_the_label(folder):
@@ -256,17 +258,28 @@ def test_masks_are_drawn_of_images_with_the_label(folder):
     assert [s.name for s in draw_positive(split, 99, 0)] == there
 
 
-def test_no_prompt_is_what_sam_answers_without_one(folder, engine):
-    sample = one_label(folder)[1].test[0]
-    values = sample.window.apply(sample.image.array[:, :, 0].T)
-    embedding = engine.encode(values)
-    wanted = engine.decode(embedding, [Prompts()])[0].logits[0]
+def test_no_prompt_is_what_sam_answers_without_one(folder, engine, tmp_path):
+    data, split = one_label(folder)
+    study = sammix_study(data, split, engine, tmp_path)
+    sample, sam = split.test[0], engine.model
+    features = study.encoder.embedding(sample.image, 0, sample.window)[0].features["image"]
     with torch.inference_mode():
-        masks, iou = bare_masks(engine.model, torch.cat([embedding.features["image"]] * 3))
-        found = engine.framing.native(masks[:, :1], values.shape, engine.model)
-    assert masks.shape == (3, 4, frame_of(engine).low, frame_of(engine).low) and iou.shape == (3, 4)
-    for one in found[:, 0]:
-        np.testing.assert_allclose(one.numpy(), wanted, atol=1e-4)
+        sparse, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)
+        low, _ = sam.mask_decoder(
+            image_embeddings=features,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        masks, iou = bare_masks(sam, torch.cat([features] * 3))
+        wanted = engine.framing.native(low, sample.size, sam)[0, 0] > 0
+    side = frame_of(engine).low
+    assert masks.shape == (3, 4, side, side) and iou.shape == (3, 4)
+    for one in masks[:, 0]:
+        torch.testing.assert_close(one, low[0, 0], atol=1e-5, rtol=1e-4)
+    found = bare_answer(study, engine, untuned(engine, labels=data.labels, training={}), sample)
+    assert np.array_equal(found, wanted.numpy())
 
 
 def test_turned_pictures_keep_their_truth(folder):

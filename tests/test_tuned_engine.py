@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,9 +161,7 @@ def test_what_is_published_answers_from_then_on(tmp_path):
         np.testing.assert_allclose(seen[-1], said(model.engine(base())), atol=1e-5)
         prints.append(engine.fingerprint)
         assert engine.current()[0].fingerprint in prints[-1]
-    assert len(set(prints)) == 3 and all(
-        np.abs(a - b).max() > 0.1 for a, b in zip(seen, seen[1:], strict=False)
-    )
+    assert len(set(prints)) == 3 and all(np.abs(a - b).max() > 0.1 for a, b in pairwise(seen))
     path.unlink()
     assert np.array_equal(said(engine), seen[0]) and engine.fingerprint == prints[0]
 

@@ -152,8 +152,8 @@ def load_project(path: Path | None = None) -> Project:
                 settings[key] = value
                 continue
             if not isinstance(value, Mapping):
-                remedy = "give a mapping" + (f" of {', '.join(known)}" if known else " of labels to sentences")
-                raise InputError(f"{path.name}: {key}", value, remedy)
+                keys = ", ".join(known) or "labels to sentences"
+                raise InputError(f"{path.name}: {key}", value, f"give a mapping of {keys}")
             for inner in value if key != "descriptions" else ():
                 if inner not in known:
                     raise InputError(

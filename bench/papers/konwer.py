@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from bench.papers import konwertable, report
 from bench.papers.coarse import BOX_SOURCES, BoxSource
 from bench.papers.konwerrows import BASE, ROWS, THEIRS, outcomes
 from bench.papers.pictures import draw_curves
 from bench.papers.policy import Stages, Start
 from bench.papers.records import Outcome
+from bench.papers.sammix import only
 from bench.papers.sets import LabelledSet, Sample
 from bench.papers.split import Split
 from bench.papers.study import Study
@@ -75,19 +74,15 @@ def one_label(data: LabelledSet, split: Split, label: str | None) -> tuple[Label
     name = label or next(iter(data.labels))
     value = data.labels[name]
 
-    def only(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-        return tuple(
-            replace(s, truth=np.where(s.truth == value, s.truth, 0).astype(np.uint8))
-            for s in samples
-            if value in s.present
-        )
+    def holding(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+        return only(tuple(sample for sample in samples if value in sample.present), value)
 
-    kept = Split(train=only(split.train), test=only(split.test))
+    kept = Split(train=holding(split.train), test=holding(split.test))
     if len(kept.train) < 3 or not kept.test:
         raise InputError(
             "label", name, "too few images hold it: three to learn from and one to test are needed"
         )
-    return replace(data, labels={name: value}, samples=only(data.samples)), kept
+    return replace(data, labels={name: value}, samples=holding(data.samples)), kept
 
 
 def numbers(images: int, labelled: Sequence[int] | None) -> tuple[int, list[int]]:

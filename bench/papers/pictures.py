@@ -110,7 +110,7 @@ def draw_curves(
             capsize=3,
             label=title,
         )
-    counts = sorted({p["n"] for p in lines if p["row"] not in level})
+    counts = sorted({p["n"] for p in lines if p["row"] in titles and p["row"] not in level})
     axis.set_xscale("log")
     axis.set_xticks(counts, [str(n) for n in counts])
     axis.minorticks_off()

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from bench.papers.coarse import BoxSource, careless_box, network_boxes, whole_box
+from bench.papers.promptedsams import frame_of
 from bench.papers.report import sam_of
 from bench.papers.sets import Sample
 from bench.papers.split import draw_labelled
@@ -25,7 +26,7 @@ from sam_infer.types import Box, FloatArray, Prompts
 from trainers.loop import Settings, train
 from trainers.preferencestep import TEMPERATURE
 from trainers.samgiven import given_step
-from trainers.samviews import Frame, View, given_view
+from trainers.samviews import View, given_view
 
 #: What a SAM is prompted with: a box, or one around the whole image, which says nothing; and a text.
 Kind = Literal["box", "box+text", "whole", "whole+text"]
@@ -87,6 +88,7 @@ class Start:
     def __init__(self, study: Study, stages: Stages, *, labelled: int, boxes: BoxSource, seed: int) -> None:
         self.study, self.stages, self.seed = study, stages, seed
         self.base = sam_of(study)
+        self.frame = frame_of(self.base)
         self.draw = draw_labelled(study.split, labelled, seed)
         order = np.random.default_rng([seed, 2]).permutation(len(self.draw.pool))
         #: The other images, in the order in which they are asked about.
@@ -95,13 +97,6 @@ class Start:
         self.sentence = sentence_about(self.label)
         self._source = boxes
         self._first: dict[tuple[Kind, int], Policy] = {}
-
-    @cached_property
-    def frame(self) -> Frame:
-        """What the base makes of an image."""
-        sam = self.base.model
-        grid = int(sam.prompt_encoder.image_embedding_size[0])
-        return Frame(framing=self.base.framing, side=int(sam.image_encoder.img_size), grid=grid)
 
     @cached_property
     def _text(self) -> FloatArray:

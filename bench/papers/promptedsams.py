@@ -17,9 +17,9 @@ from sam_infer.engines.sam import SamEngine
 from sam_infer.tuning.learner import SamLearner
 from sam_infer.tuning.methods import Tuning
 from sam_infer.tuning.tunedfile import TunedSam, load_tuned, save_tuned
-from sam_infer.types import Prompts
+from sam_infer.types import BoolArray, Prompts
 from trainers.loop import Settings, State, Step, train
-from trainers.samgiven import asked_of, given_step
+from trainers.samgiven import answered, asked_of, given_step
 from trainers.samrounds import bce_dice, losses
 from trainers.samsteps import tuning_step
 from trainers.samviews import Frame, View, features_of, given_view, view_weights
@@ -105,12 +105,31 @@ def tuned(
     return model
 
 
+def attention_weight(model: TunedSam | None) -> float | None:
+    """Mean size of the weights with which attention is added to the embedding; None where it is not."""
+    extras = None if model is None else model.network.extras
+    if extras is None or extras.attention is None:
+        return None
+    return float(extras.attention_weights().detach().abs().mean())
+
+
 def answering(study: Study, base: SamEngine, model: TunedSam | None) -> SliceEncoder:
     """What answers with a tuned SAM, or with the base (None), over the base's embeddings where they hold."""
     if model is None:
         return study.encoder
     still = model.network.tuning.encoder == "frozen"
     return SliceEncoder(engine=model.engine(base), store=study.encoder.store if still else None)
+
+
+def bare_answer(study: Study, base: SamEngine, model: TunedSam, sample: Sample) -> BoolArray:
+    """(H, W) bool: what a SAM that learned without prompts answers without one; engines refuse that."""
+    engine = model.engine(base)
+    features = study.encoder.embedding(sample.image, 0, sample.window)[0].features["image"].to(engine.device)
+    with torch.inference_mode():
+        low = answered(*bare_masks(engine.model, features), frame_of(engine))
+        logits = engine.framing.native(low[:, None], sample.size, engine.model)
+    found: BoolArray = (logits[0, 0] > 0).cpu().numpy()
+    return found
 
 
 def given_as(kind: Kind, prompts: Prompts) -> Prompts:

@@ -105,10 +105,14 @@ def words(study: Study, options: Mapping[str, Any]) -> str:
     recipe, split = study.recipe, study.split
     return (
         f"{study.data.name}: {len(split.train)} images to learn from and {len(split.test)} to test, of "
-        f"{len({s.group for s in split.test})} other patients or images; {len(study.data.labels)} labels; "
+        f"{len({s.group for s in split.test})} other patients or images; {_labels(len(study.data.labels))}; "
         f"U-Nets at {recipe.size} px, {recipe.iterations} steps of {recipe.batch} images, "
         f"{recipe.precision}; engine {study.encoder.engine.name}; {options['seeds']} seeds."
     )
+
+
+def _labels(count: int) -> str:
+    return "1 label" if count == 1 else f"{count} labels"
 
 
 def write(path: Path, text: str, record: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from bench.papers import report, sammixtable
 from bench.papers.pictures import draw_curves
 from bench.papers.promptedsams import Schooling
 from bench.papers.records import Outcome
-from bench.papers.sammixrows import BASE, ORACLES, ROWS, THEIRS, Mix, Turn, outcomes
+from bench.papers.sammixcells import Mix, Turn
+from bench.papers.sammixrows import BASE, ORACLES, ROWS, THEIRS, outcomes
 from bench.papers.sets import LabelledSet, Sample, find_set, read_set
 from bench.papers.split import Split
 from bench.papers.study import Study
@@ -22,7 +23,7 @@ from sam_infer.errors import InputError
 LABELLED = (5, 10, 25, 50)
 #: The label where the command line names none and the set has several.
 _LABEL = "liver"
-_QUICK = Mix(looks=20, schooling=Schooling(steps=6, batch=4))
+_QUICK = Mix(looks=6, schooling=Schooling(steps=6, batch=4))
 _DRAWN = (BASE, "box", THEIRS, "bare", "clinical")
 #: To be raised with every change of these rows' code that changes figures.
 _VERSION = 1
@@ -56,6 +57,7 @@ def run(study: Study, args: argparse.Namespace, options: Mapping[str, Any]) -> s
         beside = sammixtable.beside_unets(done, "frozen")
         parts = [first, sammixtable.table(lines, titles)]
         parts += [sammixtable.beside_table(beside, titles)] if beside else []
+        parts += [said] if (said := sammixtable.attention_words(lines)) else []
         parts += [f"With boxes of the truth:\n\n{sammixtable.oracle_table(known, titles)}"] if known else []
         told = f"Label {label}. {report.words(study, options)}\n\n{sammixtable.words(turns[0], mix, away)}"
         text = "\n".join([*parts, told])
@@ -111,7 +113,7 @@ def shifted_samples(name: str | None, label: str) -> tuple[tuple[Sample, ...], s
         InputError: When there is no such set, or no such label in it.
     """
     if name is None:
-        return (), "none (--shifted names a set)"
+        return (), "no set was named (--shifted)"
     data = read_set(find_set(name))
     if label not in data.labels:
         raise InputError("shifted", name, f"it must have the label {label}, and has {', '.join(data.labels)}")

@@ -8,124 +8,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from bench.papers.camlooks import Look, box_overlap, learn_classifier, look, true_box
+from bench.papers.camlooks import box_overlap, true_box
 from bench.papers.learners import learn, truths
-from bench.papers.promptedsams import Kind, Schooling, answering, given_as, tuned
+from bench.papers.promptedsams import (
+    Kind,
+    answering,
+    attention_weight,
+    bare_answer,
+    given_as,
+)
 from bench.papers.records import Outcome
-from bench.papers.report import sam_of
 from bench.papers.rows import Row, outcome_of
+from bench.papers.sammixcells import Cell, Turn
 from bench.papers.sets import LabelImage, Sample
-from bench.papers.split import Split, draw_labelled
 from bench.papers.statistics import judge, mean_dice
-from bench.papers.study import Study
-from sam_infer.networks.classifier import ClassifierModel, load_classifier, save_classifier
-from sam_infer.prompts.activation import THRESHOLD
-from sam_infer.tuning.tunedfile import TunedSam
+from sam_infer.embeddings import SliceEncoder
 from sam_infer.types import BoolArray, Prompts
-from trainers.mixsteps import central_prompts
 
 BASE, THEIRS = "unet", "attention"
 Answer = Callable[[Sample], BoolArray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """Settings of the table; but for the threshold, which is that of the authors' later code, own choices.
-
-    Args:
-        threshold: Least value of the activation map in what prompts.
-        looks: Steps of the classifier's training.
-        schooling: How SAMs are tuned.
-    """
-
-    threshold: float = THRESHOLD
-    looks: int = 200
-    schooling: Schooling = field(default_factory=Schooling)
-
-
-class Turn:
-    """One seed: the classifier, and what it says of each image, made once.
-
-    Args:
-        study: Of one label; its key tells the settings apart. Networks are kept in it.
-        mix: The settings.
-        seed: Of all trainings and draws.
-        shifted: Images of another set, tested on too.
-    """
-
-    def __init__(self, study: Study, mix: Mix, *, seed: int, shifted: tuple[Sample, ...] = ()) -> None:
-        self.study, self.mix, self.seed, self.shifted = study, mix, seed, shifted
-        self.base = sam_of(study)
-        #: Rows are kept apart by the shifted images too, which no network learns from.
-        self.rows = study.extended([(s.name, s.digest) for s in shifted])
-        self._looks: dict[str, Look] = {}
-
-    @cached_property
-    def classifier(self) -> ClassifierModel:
-        """Trained on the image-level labels of all images outside the test part."""
-        study, count = self.study, len(self.study.split.train)
-        path = study.out / "networks" / f"cam-{self.seed}-{study.key('cam', count, self.seed)}.safetensors"
-        if not path.is_file():
-            made = learn_classifier(
-                study.split.train,
-                labels=study.data.labels,
-                steps=self.mix.looks,
-                precision=study.recipe.precision,
-                seed=self.seed,
-            )
-            save_classifier(path, made)
-        return load_classifier(path)
-
-    def look(self, sample: Sample) -> Look:
-        """What the classifier says of an image."""
-        if sample.digest not in self._looks:
-            self._looks[sample.digest] = look(self.classifier, sample, threshold=self.mix.threshold)
-        return self._looks[sample.digest]
-
-    def looks(self, samples: Sequence[Sample]) -> dict[str, Look]:
-        """What the classifier says of images, by name."""
-        return {sample.name: self.look(sample) for sample in samples}
-
-    def learned_from(self, sample: Sample) -> Prompts:
-        """What a training image is prompted with; the middle half where the map shows nothing."""
-        return self.look(sample).prompts or central_prompts(*sample.size)
-
-
-class Cell:
-    """One draw of masks with one seed.
-
-    Args:
-        turn: What all draws of a seed share.
-        n: Images with masks, all of which hold the label.
-    """
-
-    def __init__(self, turn: Turn, n: int) -> None:
-        self.turn, self.n, self.seed = turn, n, turn.seed
-        self.study = turn.rows
-        self.labelled = draw_positive(turn.study.split, n, turn.seed)
-
-    def tuned(self, kind: Kind) -> TunedSam:
-        """The SAM that learned from the draw's masks."""
-        turn = self.turn
-        prompts = {sample.name: turn.learned_from(sample) for sample in self.labelled}
-        return tuned(
-            turn.study, turn.base, kind, self.labelled, prompts,
-            schooling=turn.mix.schooling, seed=turn.seed,
-        )  # fmt: skip
-
-
-def draw_positive(split: Split, n: int, seed: int) -> tuple[Sample, ...]:
-    """Images to learn masks from, drawn from those outside the test part that hold the label."""
-    there = tuple(sample for sample in split.train if sample.present)
-    if n >= len(there):
-        return there
-    return draw_labelled(Split(train=there, test=split.test), n, seed).labelled
 
 
 def outcomes(
@@ -175,13 +81,26 @@ def _unet(name: str, cell: Cell) -> Outcome:
 
 def _prompted(name: str, cell: Cell, *, kind: Kind | None) -> Outcome:
     """The box of the activation map prompts the SAM as it is (None), or one tuned on the masks."""
-    answer, seconds = _answer(cell, kind, lambda s: cell.turn.look(s).prompts)
-    seconds += float(cell.turn.classifier.training["seconds"])
-    return _tested(name, cell, answer, seconds=seconds, gated=True, boxed=True, masks=kind is not None)
+    turn = cell.turn
+    model = None if kind is None else cell.tuned(kind)
+    encoder = answering(turn.study, turn.base, model)
+
+    def answer(sample: Sample) -> BoolArray:
+        given = turn.look(sample).prompts
+        return _asked(encoder, sample, None if given is None else given_as(kind or "box", given))
+
+    seconds = float(turn.classifier.training["seconds"])
+    seconds += 0.0 if model is None else float(model.training["seconds"])
+    told = {"attention": weight} if (weight := attention_weight(model)) is not None else {}
+    return _tested(
+        name, cell, answer, seconds=seconds, gated=True, boxed=True, masks=kind is not None, told=told
+    )
 
 
 def _bare(name: str, cell: Cell) -> Outcome:
-    answer, seconds = _answer(cell, "bare", lambda sample: Prompts())
+    turn, model = cell.turn, cell.tuned("bare")
+    seconds = float(model.training["seconds"])
+    answer = partial(bare_answer, turn.study, turn.base, model)
     return _tested(name, cell, answer, seconds=seconds, gated=False, boxed=False)
 
 
@@ -201,21 +120,7 @@ def _oracle(name: str, cell: Cell, *, kind: Kind | None) -> Outcome:
     return _kept(name, cell, test, seconds=seconds, masks=model is not None, figures=figures)
 
 
-def _answer(
-    cell: Cell, kind: Kind | None, prompts: Callable[[Sample], Prompts | None]
-) -> tuple[Answer, float]:
-    """A SAM that is prompted, and the seconds that it learned."""
-    model = None if kind is None else cell.tuned(kind)
-    encoder = answering(cell.turn.study, cell.turn.base, model)
-
-    def answer(sample: Sample) -> BoolArray:
-        given = prompts(sample)
-        return _asked(encoder, sample, None if given is None else given_as(kind or "box", given))
-
-    return answer, 0.0 if model is None else float(model.training["seconds"])
-
-
-def _asked(encoder: Any, sample: Sample, given: Prompts | None) -> BoolArray:
+def _asked(encoder: SliceEncoder, sample: Sample, given: Prompts | None) -> BoolArray:
     """(H, W) bool; without a prompt nothing is found."""
     if given is None:
         return np.zeros(sample.size, bool)
@@ -224,7 +129,15 @@ def _asked(encoder: Any, sample: Sample, given: Prompts | None) -> BoolArray:
 
 
 def _tested(
-    name: str, cell: Cell, answer: Answer, *, seconds: float, gated: bool, boxed: bool, masks: bool = True
+    name: str,
+    cell: Cell,
+    answer: Answer,
+    *,
+    seconds: float,
+    gated: bool,
+    boxed: bool,
+    masks: bool = True,
+    told: Mapping[str, float] | None = None,
 ) -> Outcome:
     """An outcome with what a row says of all images, and what is left of that where the label is present.
 
@@ -236,6 +149,7 @@ def _tested(
         gated: Whether the row's own figures are those where the classifier has a say.
         boxed: Whether boxes of activation maps prompt it.
         masks: Whether it learned from the draw's masks.
+        told: Further figures.
     """
     turn, start = cell.turn, time.monotonic()
     test = cell.study.split.test
@@ -245,6 +159,7 @@ def _tested(
     judged = {"ungated": plain, "gated": kept}
     away = [sample for sample in turn.shifted if sample.present]
     figures: dict[str, Any] = {
+        **(told or {}),
         **{f"{how}_dice": mean_dice(_judged(cell, test, some)) for how, some in judged.items()},
         **{f"{how}_false": _false_positives(test, some) for how, some in judged.items()},
         "shifted_dice": _mean_dice(

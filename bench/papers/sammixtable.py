@@ -11,7 +11,8 @@ import numpy as np
 from bench.papers import report, statistics
 from bench.papers.camlooks import GOOD, quality, recognised
 from bench.papers.records import Outcome
-from bench.papers.sammixrows import BASE, Mix, Turn
+from bench.papers.sammixcells import Mix, Turn
+from bench.papers.sammixrows import BASE
 from bench.table import markdown
 
 HEAD = (
@@ -22,20 +23,22 @@ HEAD = (
 ORACLE_HEAD = (*HEAD[:8], "masks drawn", "s")
 _FIGURES = (
     *("box_iou", "shifted_dice", "image_labels", "gated_dice", "ungated_dice", "gated_false"),
-    "ungated_false",
+    *("ungated_false", "attention"),
 )
 NOTES = """\
 Boxes come from activation maps (CAM) of a classifier that learned from image-level labels of all images
 outside the test part: around the part of the map with its peak, from {threshold:g} of its range on. CAM mask:
-that part, added to the image's embedding with learned weights. Where the map shows nothing, nothing is found; in
-training the box is then the middle half of the image. Where the classifier says absent, rows with a CAM box
-find nothing; the columns with / without its say show both for every row, and the row's other figures are
+that part, added to the image's embedding with learned weights. Where the map shows nothing, nothing is found;
+in training the box is then the middle half of the image. Where the classifier says absent, rows with a CAM
+box find nothing; the columns with / without its say show both for every row, and the row's other figures are
 those with it for rows with a CAM box, and without it for others. n: images with masks, drawn from the {there}
 outside the test part that hold the label ({absent} do not), so nobody drew empty masks. Dice: on test images
 that hold the label, mean and standard deviation over seeds; false positives: share of the test images without
-it in which anything is found ({negatives} such images). HD95 in pixels of the image as stored, of what was
-found; missed: share of the images with the label in which nothing was found. Difference: of Dice to the
-U-Net of the same masks, 95 % bootstrap over test images, all seeds of an image together. Shifted: {shifted}.
+it ({negatives}) in which anything is found. HD95 in pixels of the image as stored, of what was found; missed:
+share of the images with the label in which nothing was found. Difference: of Dice to the U-Net of the same
+masks, 95 % bootstrap over test images, all seeds of an image together.
+
+Shifted Dice: {shifted}.
 
 SAMs: {steps} steps of {batch} prompts at a rate of {rate:g}, on whole images, binary cross entropy and Dice.
 Their classifier is a ResNet-38 and their SAM a ViT with low-rank products in the encoder for thousands of
@@ -87,8 +90,8 @@ def quality_table(lines: Sequence[Mapping[str, Any]], right: Mapping[str, float]
     good = f"share above {GOOD:g}"
     head = ("CAM threshold", "box IoU, test", good, "box IoU, training", good)
     said = (
-        f"Share of the test images that the classifier is right about: {plain(right['present'])} of those with the "
-        f"label, {plain(right['absent'])} of those without."
+        f"The classifier is right about {plain(right['present'])} of the test images with the label, and "
+        f"about {plain(right['absent'])} of those without."
     )
     return f"{markdown(head, rows)}\n{said}\n"
 
@@ -139,6 +142,17 @@ def oracle_table(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) 
     return markdown(
         ORACLE_HEAD,
         [[*_cells(line, titles), line["drawn"], plain(line["minutes"] * 60, 0)] for line in lines],
+    )
+
+
+def attention_words(lines: Sequence[Mapping[str, Any]]) -> str:
+    """How much the CAM mask has come to say, "" where no row has it."""
+    found = [line["attention"] for line in lines if not math.isnan(line["attention"])]
+    if not found:
+        return ""
+    return (
+        f"Weights with which the CAM mask is added to the image's embedding: {_mean(found):.4f} on average, "
+        "learned from 0 on, beside numbers of the size of 1.\n"
     )
 
 

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 #: Deviation of the text projection's first weights: a text says nearly nothing before anything was learned.
 _NEARLY_ZERO = 1e-3
+#: What the weights of attention are multiplied with: they start at 0, embeddings have a deviation of about 1, and
+#: an optimiser moves every weight by much the same small step.
+_GAIN = 30.0
 
 
 class ExtraPrompts(nn.Module):
@@ -56,10 +59,18 @@ class ExtraPrompts(nn.Module):
                 raise ValueError("this model did not learn to be prompted with text")
             sparse = torch.cat([sparse, self.text(text)[:, None]], dim=1)
         if attention is not None:
-            if self.attention is None:
-                raise ValueError("this model did not learn to be prompted with attention")
-            dense = dense + self.attention[:, None, None] * attention
+            dense = dense + self.attention_weights()[:, None, None] * attention
         return sparse, dense
+
+    def attention_weights(self) -> Tensor:
+        """(C,) float32: what is added to each channel of the embedding where attention is 1.
+
+        Raises:
+            ValueError: When attention was not learned.
+        """
+        if self.attention is None:
+            raise ValueError("this model did not learn to be prompted with attention")
+        return _GAIN * self.attention
 
     def record(self) -> dict[str, int | bool | None]:
         """The arguments that make it, as JSON takes them."""
