@@ -38,7 +38,7 @@ from trainers.rated import Rated, rated_by_people, rated_by_truth, rated_step
 from trainers.round import Plan, Round
 from trainers.samgiven import given_step
 from trainers.samrecipe import SamRecipe
-from trainers.samviews import SLICES_PER_LABEL, View, given_view
+from trainers.samviews import View, given_view
 from trainers.slicestore import choose_slices
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class PreferenceTrainer(SamRecipe):
         self, now: Round, prompter: Prompter, texts: LabelTexts | None, *, still: bool
     ) -> Iterator[View]:
         """What is seen of the accepted cases, of each label that is there and that the prompter sees."""
-        encoder = self.encoder(self.base)
+        encoder, limit = self.encoder(self.base), self.slices_each(len(now.parts.training))
         for case in now.counted("prompting", now.parts.training):
             assert case.label is not None
             image = self.basis.read(case.image)
@@ -197,7 +197,7 @@ class PreferenceTrainer(SamRecipe):
             filled = np.array([bool(truth[:, :, k].any()) for k in range(image.shape[2])])
             if not filled.any():
                 continue
-            for k in choose_slices(filled, limit=SLICES_PER_LABEL, empty_share=0.0):
+            for k in choose_slices(filled, limit=limit, empty_share=0.0):
                 for name, part in prompter.parts(image, window, k).items():
                     mask = slice_image(truth, k) == self.basis.labels[name]
                     if mask.any():

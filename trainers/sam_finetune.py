@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.sam import SamEngine
 from sam_infer.tuning.learner import SamLearner
@@ -37,6 +39,10 @@ class SamFinetuneTrainer(SamRecipe):
             served="sam",
             description="Tunes the SAM that answers clicks on the accepted cases",
         )
+
+    def config(self) -> dict[str, Any]:
+        """What a request may set, with the defaults; the first entry of a list is the default."""
+        return {**super().config(), "batch_size": 4}  # each view is asked for twice and corrected
 
     def _train(self, now: Round, start: TunedSam | None) -> Trained:
         tuning = self.tuning(now.plan)

@@ -32,7 +32,7 @@ from trainers.options import devices, number
 from trainers.presence import presence_slices
 from trainers.round import Plan, Round
 from trainers.samrecipe import SamBased, no_objects
-from trainers.samviews import HALF, SLICES_PER_LABEL, given_view
+from trainers.samviews import HALF, given_view
 from trainers.slicestore import choose_slices
 
 
@@ -170,6 +170,7 @@ class SamMixTrainer(SamBased[MixModel]):
         """
         store, encoder, frame, found = self.basis.slices(), self.encoder(self.base), self.frame, []
         cases = now.parts.training
+        limit = self.slices_each(len(cases))
         entries = store.load(cases).entries
         for entry, case in zip(entries, now.counted("preparing", cases), strict=True):
             assert case.label is not None
@@ -182,7 +183,7 @@ class SamMixTrainer(SamBased[MixModel]):
                 filled = holds[:, output].astype(bool)
                 if not filled.any():
                     continue
-                for n in choose_slices(filled, limit=SLICES_PER_LABEL, empty_share=0.0):
+                for n in choose_slices(filled, limit=limit, empty_share=0.0):
                     view = given_view(
                         image,
                         int(indices[n]),

@@ -22,10 +22,12 @@ from trainers.data import Case
 from trainers.modelrecipe import Model, ModelRecipe
 from trainers.options import choice, number
 from trainers.round import Plan, Round
-from trainers.samviews import Frame, View, object_views
+from trainers.samviews import CROPS, SLICES_PER_LABEL, Frame, View, object_views
 
 #: Embeddings in memory while a model is judged, bytes.
 _JUDGED = 256 << 20
+#: What is learned from in memory, bytes: beyond, fewer slices of each case are.
+VIEW_BYTES = 1 << 30
 
 
 class SamBased(ModelRecipe[Model]):
@@ -62,10 +64,22 @@ class SamBased(ModelRecipe[Model]):
         return {
             **super().config(),
             "iterations": 300,
-            "learning_rate": 0.0003,
+            "learning_rate": 0.0005,
             "method": list(self.methods),
             "rank": 8,
         }
+
+    def slices_each(self, cases: int, *, views: int = 1) -> int:
+        """On how many slices of a case each label is learned from, so that all fit into `VIEW_BYTES`.
+
+        Args:
+            cases: Their number.
+            views: Kept of each object.
+        """
+        frame, width = self.frame, int(self.base.model.prompt_encoder.embed_dim)
+        each = 2 * width * frame.grid**2 + frame.low**2  # an embedding in half precision, and its truth
+        room = VIEW_BYTES // (each * views * max(1, cases) * len(self.basis.labels))
+        return min(SLICES_PER_LABEL, max(1, room))
 
     def _options(self, request: Mapping[str, Any]) -> dict[str, Any]:
         config = self.config()
@@ -108,6 +122,7 @@ class SamRecipe(SamBased[TunedSam]):
             InputError: (409) When there are none.
         """
         encoder, frame, found = self.encoder(self.base), self.frame, []
+        limit = self.slices_each(len(cases), views=1 + CROPS)
         for case in now.counted("preparing", cases):
             assert case.label is not None
             image = self.basis.read(case.image)
@@ -122,6 +137,7 @@ class SamRecipe(SamBased[TunedSam]):
                 still=still,
                 rng=np.random.default_rng([now.plan.settings.seed, zlib.crc32(case.case_id.encode())]),
                 slices=case.slices,
+                limit=limit,
             )
         if not found:
             raise no_objects(len(cases))

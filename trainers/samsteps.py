@@ -23,8 +23,10 @@ CORRECTIONS = (0, 1, 1, 2, 4)
 def tuning_step(views: Sequence[View], *, frame: Frame, batch: int, criterion: Criterion = bce_dice) -> Step:
     """A step of tuning on what was accepted: each object by a box and by a click, then corrective clicks.
 
-    Boxes are drawn carelessly, every side off by up to a tenth of the box; the first click is anywhere deep
-    in the object or anywhere at all in it; corrective clicks are those of `trainers.samrounds.corrected`.
+    Half of the prompts, at random, are corrected: the first answer is what most needs to be learned, and each
+    correction costs as much. Boxes are drawn carelessly, every side off by up to a tenth of the box; the
+    first click is anywhere deep in the object or anywhere at all in it; corrective clicks are those of
+    `trainers.samrounds.corrected`. All numbers are this project's own choice.
 
     Args:
         views: What is learned from.
@@ -53,6 +55,9 @@ def tuning_step(views: Sequence[View], *, frame: Frame, batch: int, criterion: C
                 masks, iou = decode(learner.sam, features, asked, learner.extras)
             wrong, logits = losses(masks, iou, asked, masks_of=frame.framing.masks, criterion=criterion)
             found.append(wrong.mean())
+            if round_ == 0:
+                half = torch.from_numpy(rng.permutation(len(logits))[: len(chosen)]).to(logits.device)
+                asked, logits = asked.select(half), logits[half]
             if round_ < rounds - 1:
                 asked = corrected(asked, logits, rng, side=frame.side)
         return torch.stack(found).mean()

@@ -88,6 +88,7 @@ def object_views(
     still: bool,
     rng: np.random.Generator,
     slices: Sequence[int] | None = None,
+    limit: int = SLICES_PER_LABEL,
 ) -> list[View]:
     """The views of a case: of each label on some of its slices the whole slice, and crops.
 
@@ -105,6 +106,7 @@ def object_views(
         still: Whether the encoder stands still, so that embeddings are kept instead of pixels.
         rng: Source of the careless boxes.
         slices: Slice indices that may be learned from; None = all.
+        limit: Slices on which each label is learned from, at most.
     """
     views = []
     allowed = np.arange(image.shape[2]) if slices is None else np.asarray(slices)
@@ -114,7 +116,7 @@ def object_views(
         filled = np.array([bool((labelmap[:, :, k] == value).any()) for k in allowed])
         if not filled.any():
             continue
-        for n in choose_slices(filled, limit=SLICES_PER_LABEL, empty_share=0.0):
+        for n in choose_slices(filled, limit=limit, empty_share=0.0):
             k = int(allowed[n])
             mask = slice_image(labelmap, k) == value
             box = tight_box(mask)
