@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.intensity import Window
 from sam_infer.networks.classifier import ClassifierModel
-from sam_infer.parts import Part, PartsAnswer, ask_parts, put_answers
+from sam_infer.parts import Part, PartsAnswer, ask_parts, mean_iou, put_answers
 from sam_infer.prompts.activation import THRESHOLD, activation_parts
 from sam_infer.types import FloatArray
 from sam_infer.volumes import Image, empty_labelmap
@@ -61,7 +61,7 @@ class CamLabel:
     @property
     def score(self) -> float | None:
         """Mean predicted IoU over the prompted slices; None where there is none."""
-        return float(np.mean([one.iou for one in self.slices.values()])) if self.slices else None
+        return mean_iou(self.slices.values())
 
 
 @dataclass(frozen=True, kw_only=True)

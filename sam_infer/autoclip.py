@@ -21,7 +21,7 @@ from sam_infer.clip.regions import POINTS, REGIONS, Keep, clip_part, kept_parts
 from sam_infer.clip.saliency import SALIENCIES
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.intensity import Window
-from sam_infer.parts import Part, PartsAnswer, ask_parts, put_answers
+from sam_infer.parts import Part, PartsAnswer, ask_parts, mean_iou, put_answers
 from sam_infer.types import BoolArray, FloatArray
 from sam_infer.volumes import Image, empty_labelmap
 
@@ -68,7 +68,7 @@ class ClipLabel:
     @property
     def score(self) -> float | None:
         """Mean predicted IoU over the prompted slices; None where there is none."""
-        return float(np.mean([one.iou for one in self.slices.values()])) if self.slices else None
+        return mean_iou(self.slices.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from sam_infer.volumes import Image
 from sam_infer.zoom import choose_crop, crop_prompts, holds, leaves, paste
 
 
-class _Replaced(Exception):
+class _EncoderReplacedError(Exception):
     """The encoder became another one while it encoded."""
 
 
@@ -86,7 +86,7 @@ class SliceEncoder:
     ) -> tuple[Packed, bool]:
         """`embedding` as it is kept."""
         while True:
-            with suppress(_Replaced):
+            with suppress(_EncoderReplacedError):
                 return self._packed(image, k, window, crop, self._encoded_by())
 
     def _packed(
@@ -105,7 +105,7 @@ class SliceEncoder:
                 encoded = True
                 packed = pack(self.engine.encode(values), narrow=encoding is not None)
                 if self._encoded_by() != made_by:
-                    raise _Replaced
+                    raise _EncoderReplacedError
                 if store is not None:
                     store.put(key, packed)
             return packed if encoding is None else packed.on(encoding.device)

@@ -1,12 +1,12 @@
 """What a map of attention prompts: parts of a slice, asked of an engine in one call, and written down.
 
 Shared by everything that looks at a slice, sees parts in which an object may lie, and prompts with them
-(`sam_infer.autocam`, `sam_infer.autoclip`).
+(`sam_infer.autocam`, `sam_infer.autoclip`, `sam_infer.autotext`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,12 @@ class PartsAnswer:
             "score": round(self.iou, 4),
             "agreement": round(self.agreement, 4),
         }
+
+
+def mean_iou(answers: Iterable[PartsAnswer]) -> float | None:
+    """Mean predicted IoU of answers; None where there is none."""
+    found = [one.iou for one in answers]
+    return float(np.mean(found)) if found else None
 
 
 def ask_parts(

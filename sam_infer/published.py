@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from sam_infer.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,6 +68,20 @@ class PublishedModel(Generic[Model]):
                 self._load()
                 self._seen = seen
             return self._model, self._failure
+
+    def required(self, name: str) -> Model:
+        """The model, as `current` finds it.
+
+        Args:
+            name: What it is called, for the error.
+
+        Raises:
+            InputError: (409) Where there is none, with what to do.
+        """
+        model, reason = self.current()
+        if model is None:
+            raise InputError("model", name, reason, status=409)
+        return model
 
     def _load(self) -> None:
         """Swap the model; requests in flight keep theirs."""

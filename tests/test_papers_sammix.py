@@ -11,7 +11,7 @@ import torch
 
 from bench.papers import command, sammix
 from bench.papers.camlooks import Look, look, quality, recognised, true_box
-from bench.papers.promptedsams import bare_answer, bare_masks, frame_of
+from bench.papers.promptedsams import bare_answer, bare_masks
 from bench.papers.sammixcells import Cell, Mix, Turn, draw_positive
 from bench.papers.sammixrows import BASE, ORACLES, ROWS
 from bench.papers.sets import read_set, turned
@@ -24,6 +24,7 @@ from sam_infer.tuning.tunedfile import untuned
 from sam_infer.types import Prompts
 from tests.conftest import disc, save_png
 from trainers.mixsteps import central_prompts
+from trainers.samviews import frame_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -104,6 +104,20 @@ def test_answers_move_towards_what_was_preferred(tmp_path, best_first):
     assert float((moved * rated.c).sum()) > 0
 
 
+def test_what_is_learned_is_the_mask_that_the_engine_answers_with():
+    engine = small_base()
+    point = {"points": np.array([[20, 17]], np.float32), "point_labels": np.array([1])}
+    served = []
+    for given in (Prompts(**point), Prompts(**point, box=BOX.box)):
+        view, frame = rated_view(halo(0)[0], given)
+        low = reference_logits(SamLearner(engine.model, tuning=METHODS["decoder"]), [view], frame)
+        found = engine.decode(view.embedding.unpacked(), [given])[0]
+        native = engine.framing.native(low[:, None], view.size, engine.model)[0, 0].numpy()
+        np.testing.assert_allclose(native, found.logits[found.best], atol=2e-3)
+        served.append(len(found.logits))
+    assert served == [3, 1], "one click is answered with the best of three"
+
+
 def test_the_accepted_mask_ranks_the_models_candidates():
     grey, mask = halo(1)
     view, frame = rated_view(grey, truth=mask)
@@ -311,7 +325,7 @@ def test_the_task_answers_with_the_published_model(taught):
     file, facts = task.answer(request)
     found = np.array(PilImage.open(io.BytesIO(b"".join(file.parts))))
     assert dice(found == 5, halo(NAMES.index(name))[1]) > 0.6
-    assert facts["label_names"] == {"halo": 5} and facts["missing"] == []
+    assert facts["label_names"] == {"halo": 5} and facts["missing"] == {}
     assert facts["objects"]["halo"]["slices"] == [0] and facts["prompts"] == "bright"
     assert facts["texts"] == {"halo": "a dark ring around a bright disc"}
     assert facts["model"]["name"] == "preference" and facts["model"]["round"] == 1

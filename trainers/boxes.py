@@ -19,6 +19,7 @@ import numpy as np
 from sam_infer.errors import InputError
 from sam_infer.files import copy_atomic, write_atomic
 from sam_infer.geometry import Region
+from trainers.data import check_image_id
 
 #: Boxes of one label of a case.
 MAX_BOXES = 64
@@ -125,9 +126,7 @@ class BoxStore:
         return boxes
 
     def _path(self, image_id: str) -> Path:
-        if Path(image_id).name != image_id or image_id.startswith("."):
-            raise InputError("image", image_id, "send the id of an image")
-        return self.folder / f"{image_id}.json"
+        return self.folder / f"{check_image_id(image_id)}.json"
 
     def _keep(self, image_id: str) -> None:
         path = self._path(image_id)

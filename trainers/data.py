@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sam_infer.errors import InputError
 from sam_infer.intensity import Window
 from sam_infer.volumes import Image, stem
 
@@ -56,6 +57,17 @@ class Case:
     image: Path
     label: Path | None = None
     slices: tuple[int, ...] | None = None
+
+
+def check_image_id(image_id: str) -> str:
+    """The id of an image, which can be the name of a file or a folder.
+
+    Raises:
+        InputError: When it cannot.
+    """
+    if not image_id or Path(image_id).name != image_id or image_id.startswith(".") or "\0" in image_id:
+        raise InputError("image", image_id, "send the id of an image")
+    return image_id
 
 
 def accepted_cases(datastore: Datastore) -> list[Case]:

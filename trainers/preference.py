@@ -34,6 +34,7 @@ from trainers.modelrecipe import Trained
 from trainers.options import choice, flag, number
 from trainers.preferencefile import Entry
 from trainers.preferences import PreferenceStore
+from trainers.preferencestep import TEMPERATURE
 from trainers.rated import Rated, rated_by_people, rated_by_truth, rated_step
 from trainers.round import Plan, Round
 from trainers.samgiven import given_step
@@ -88,7 +89,7 @@ class PreferenceTrainer(SamRecipe):
             "text": True,
             "feedback": list(FEEDBACK),
             "aligning_iterations": 60,
-            "temperature": 10,
+            "temperature": TEMPERATURE,
         }
 
     def _options(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +102,12 @@ class PreferenceTrainer(SamRecipe):
             "prompter": self.prompters[chosen]().fingerprint,
             "text": self.texts().record(self.basis.labels) if said else None,
             "feedback": choice(request, "feedback", config["feedback"]),
-            "aligning": int(number(request, "aligning_iterations", 60, low=1, high=1e6, whole=True)),
-            "temperature": number(request, "temperature", 10, low=0.01, high=1e4),
+            "aligning": int(
+                number(
+                    request, "aligning_iterations", config["aligning_iterations"], low=1, high=1e6, whole=True
+                )
+            ),
+            "temperature": number(request, "temperature", config["temperature"], low=0.01, high=1e4),
             "rated": sorted(json.dumps(entry.record()) for entry in self.preferences.all_rated()),
         }
 

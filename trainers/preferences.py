@@ -24,6 +24,7 @@ from sam_infer.candidates import CandidateSet
 from sam_infer.errors import InputError
 from sam_infer.files import copy_atomic, sweep, write_atomic
 from sam_infer.types import Prompts
+from trainers.data import check_image_id
 from trainers.preferencefile import Answer, Asked, Entry, packed, unpacked
 
 logger = logging.getLogger(__name__)
@@ -212,9 +213,7 @@ class PreferenceStore:
             return bool(rated)
 
     def _case(self, image_id: str) -> Path:
-        if not image_id or Path(image_id).name != image_id or image_id.startswith(".") or "\0" in image_id:
-            raise InputError("image", image_id, "send the id of an image")
-        return self.folder / image_id
+        return self.folder / check_image_id(image_id)
 
     def _waiting(self, candidates_id: str) -> Path:
         return self._pending / f"{candidates_id}{_SUFFIX}"

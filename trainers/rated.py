@@ -45,7 +45,7 @@ def reference_logits(reference: SamLearner, views: Sequence[View], frame: Frame)
         for start in range(0, len(views), _BATCH):
             some = views[start : start + _BATCH]
             masks, iou = given_masks(reference, some, asked_of(some, frame, device), frame)
-            found.append(answered(masks, iou, frame).cpu())
+            found.append(answered(masks, iou, frame, some[0].given).cpu())
     return torch.cat(found).clone() if found else torch.zeros(0, frame.low, frame.low)
 
 
@@ -121,6 +121,7 @@ def rated_step(rated: Sequence[Rated], *, frame: Frame, batch: int, temperature:
         reference, c = (
             torch.stack([getattr(one, name) for one in some]).to(state.device) for name in ("reference", "c")
         )
-        return preference_loss(answered(masks, iou, frame), reference, c, temperature).loss
+        moved = answered(masks, iou, frame, views[0].given)
+        return preference_loss(moved, reference, c, temperature).loss
 
     return step

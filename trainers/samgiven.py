@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sam_infer.tuning.learner import SamLearner
-from sam_infer.types import FloatArray
+from sam_infer.types import FloatArray, Prompts
 from trainers.loop import State, Step
 from trainers.samrounds import Asked, Criterion, decode, focal_dice, losses
 from trainers.samviews import Frame, View, features_of, view_weights
@@ -54,17 +54,18 @@ def given_masks(
         return decode(learner.sam, features, asked, learner.extras)
 
 
-def answered(masks: Tensor, iou: Tensor, frame: Frame) -> Tensor:
+def answered(masks: Tensor, iou: Tensor, frame: Frame, given: Prompts | None = None) -> Tensor:
     """(B, S, S) logits of the mask that answers: the single one, or the one of three of the highest IoU.
-
-    For prompts that are more than one click.
 
     Args:
         masks: (B, 4, S, S) logits.
         iou: (B, 4), predicted.
         frame: What the network makes of a slice.
+        given: The prompts of one of them; the others' are of the same kinds, with as many points. None = they
+            are more than one click.
     """
-    if frame.framing.masks != "three":
+    several = frame.framing.masks == "three" if given is None else frame.framing.several(given)
+    if not several:
         return masks[:, 0]
     best = 1 + iou[:, 1:].argmax(1)
     return masks[torch.arange(len(masks), device=masks.device), best]

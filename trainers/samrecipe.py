@@ -22,7 +22,7 @@ from trainers.data import Case
 from trainers.modelrecipe import Model, ModelRecipe
 from trainers.options import choice, number
 from trainers.round import Plan, Round
-from trainers.samviews import CROPS, SLICES_PER_LABEL, Frame, View, object_views
+from trainers.samviews import CROPS, SLICES_PER_LABEL, Frame, View, frame_of, object_views
 
 #: Embeddings in memory while a model is judged, bytes.
 _JUDGED = 256 << 20
@@ -98,12 +98,7 @@ class SamBased(ModelRecipe[Model]):
     @property
     def frame(self) -> Frame:
         """What the base makes of a slice."""
-        encoder = self.base.model.prompt_encoder
-        return Frame(
-            framing=self.base.framing,
-            side=int(self.base.model.image_encoder.img_size),
-            grid=int(encoder.image_embedding_size[0]),
-        )
+        return frame_of(self.base)
 
     def encoder(self, engine: SamEngine) -> SliceEncoder:
         """An engine behind caches of its own; on disk are those of the base's encoder alone."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import Packed
 from sam_infer.engines.framing import Framing
+from sam_infer.engines.sam import SamEngine
 from sam_infer.geometry import slice_image, tight_box
 from sam_infer.intensity import Window
 from sam_infer.prompts.simulated import jitter_box
@@ -28,6 +29,7 @@ SLICES_PER_LABEL = 6
 CROPS = 2
 #: Of `View.truth`, from above which a pixel belongs to the object.
 HALF = 127
+#: Greatest move of a box's side over the box, where it was drawn carelessly; own choice.
 CARELESS = 0.1
 
 
@@ -49,6 +51,13 @@ class Frame:
     def low(self) -> int:
         """Side of its masks."""
         return 4 * self.grid
+
+
+def frame_of(engine: SamEngine) -> Frame:
+    """What the network of an engine makes of a slice."""
+    sam = engine.model
+    grid = int(sam.prompt_encoder.image_embedding_size[0])
+    return Frame(framing=engine.framing, side=int(sam.image_encoder.img_size), grid=grid)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 from bench.papers.coarse import BoxSource, careless_box, network_boxes, whole_box
-from bench.papers.promptedsams import frame_of
 from bench.papers.report import sam_of
 from bench.papers.sets import Sample
 from bench.papers.split import draw_labelled
@@ -26,7 +25,7 @@ from sam_infer.types import Box, FloatArray, Prompts
 from trainers.loop import Settings, train
 from trainers.preferencestep import TEMPERATURE
 from trainers.samgiven import given_step
-from trainers.samviews import View, given_view
+from trainers.samviews import View, frame_of, given_view
 
 #: What a SAM is prompted with: a box, or one around the whole image, which says nothing; and a text.
 Kind = Literal["box", "box+text", "whole", "whole+text"]

@@ -22,7 +22,7 @@ from trainers.loop import Settings, State, Step, train
 from trainers.samgiven import answered, asked_of, given_step
 from trainers.samrounds import bce_dice, losses
 from trainers.samsteps import tuning_step
-from trainers.samviews import Frame, View, features_of, given_view, view_weights
+from trainers.samviews import Frame, View, features_of, frame_of, given_view, view_weights
 
 _NO_LIMIT = 1e9
 #: ``box``: by the given box; ``attention``: and by what stands out, added to the embedding; ``lora``: that,
@@ -137,13 +137,6 @@ def given_as(kind: Kind, prompts: Prompts) -> Prompts:
     if kind == "bare":
         return Prompts()
     return prompts if kind in ("attention", "lora") else Prompts(box=prompts.box)
-
-
-def frame_of(base: SamEngine) -> Frame:
-    """What a SAM makes of an image."""
-    sam = base.model
-    grid = int(sam.prompt_encoder.image_embedding_size[0])
-    return Frame(framing=base.framing, side=int(sam.image_encoder.img_size), grid=grid)
 
 
 def _step(kind: Kind, views: Sequence[View], *, frame: Frame, batch: int) -> Step:

@@ -66,8 +66,8 @@ def contrasted(
     Args:
         saliency: (H, W) float32, not the same everywhere.
         region: (H, W) bool, what was made of it.
-        nonsense: The same for each text of no meaning; None where the map is the same everywhere, which is
-            as different as can be.
+        nonsense: The same for each text of no meaning; None where the map is the same everywhere or
+            gives no region, which counts as different as can be.
         limits: When the map is not believed.
     """
     pairs = [(0.0, 0.0) if one is None else _alike((saliency, region), one) for one in nonsense]

@@ -137,5 +137,5 @@ def load_model(path: Path | str, make: Callable[[Content], Model], *, kind: str,
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         header = {key: json.loads(text) for key, text in texts.items()}
         return make(Content(header=header, state=state, fingerprint=fingerprint))
-    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+    except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"path = {str(path)!r}: not a usable {name} file ({error}); {remedy}") from error

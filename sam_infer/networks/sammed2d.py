@@ -39,7 +39,7 @@ class AdaptedEncoder(ImageEncoderViT):
 class _AdaptedBlock(Block):
     def __init__(self, width: int, heads: int, **arguments: Any) -> None:
         super().__init__(width, heads, **arguments)
-        self.Adapter = _Adapter(width)
+        self.Adapter = Adapter(width)
 
     def forward(self, x: Tensor) -> Tensor:
         rest, x = x, self.norm1(x)
@@ -55,7 +55,13 @@ class _AdaptedBlock(Block):
         return out
 
 
-class _Adapter(nn.Module):
+class Adapter(nn.Module):
+    """What SAM-Med2D puts beside the perceptron of each block.
+
+    Args:
+        width: Channels of the tokens, C.
+    """
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)

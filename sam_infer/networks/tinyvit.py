@@ -122,9 +122,9 @@ class _Attended(nn.Module):
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
         self.window = window
-        self.attn = _Attention(width, heads, window)
+        self.attn = Attention(width, heads, window)
         self.local_conv = _ConvNorm(width, width, 3, groups=width)
-        self.mlp = _Perceptron(width)
+        self.mlp = Perceptron(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._in_windows(x)
@@ -143,7 +143,7 @@ class _Attended(nn.Module):
         return windows.reshape(batch, width, down * w, across * w)[..., :rows, :columns]
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Attention among the N = window x window tokens of a window, with a bias a head and distance."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
@@ -160,6 +160,7 @@ class _Attention(nn.Module):
         self._index: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
+        """(windows, N, C) tokens to the same shape."""
         windows, tokens, width = x.shape
         parts = self.qkv(self.norm(x)).view(windows, tokens, self.heads, -1).transpose(1, 2)
         query, key, value = parts.chunk(3, dim=-1)
@@ -169,7 +170,13 @@ class _Attention(nn.Module):
         return out
 
 
-class _Perceptron(nn.Module):
+class Perceptron(nn.Module):
+    """A perceptron of one hidden layer that normalises its tokens itself.
+
+    Args:
+        width: Channels of the tokens, C.
+    """
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -177,5 +184,6 @@ class _Perceptron(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., C) tokens to the same shape."""
         out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
         return out

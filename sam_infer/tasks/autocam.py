@@ -232,12 +232,7 @@ def _told(label: CamLabel) -> dict[str, Any]:
         "slices": sorted(label.slices),
         "silent": label.silent,
         "prompts": {
-            str(k): {
-                "presence": round(float(label.presence[k]), 4),
-                "boxes": [list(box) for box in one.boxes],
-                "score": round(one.iou, 4),
-                "agreement": round(one.agreement, 4),
-            }
+            str(k): {"presence": round(float(label.presence[k]), 4), **one.record()}
             for k, one in label.slices.items()
         },
     }

@@ -98,12 +98,13 @@ class AutoClipInfer(LabelmapTask):
         return found
 
     def fingerprint(self) -> str:
-        """Of the CLIP model and of the engine.
+        """Of the CLIP model, the descriptions and the engine.
 
         Raises:
             InputError: (409) While there is no CLIP model.
         """
-        return f"{self._model().fingerprint} {self._encoder.engine.fingerprint}"
+        said = sorted(self._texts.items())
+        return f"{self._model().fingerprint} {said} {self._encoder.engine.fingerprint}"
 
     def answer(self, request: Mapping[str, Any]) -> tuple[LabelmapFile | None, dict[str, Any]]:
         """Label an image.
@@ -251,9 +252,7 @@ def _told(label: ClipLabel) -> dict[str, Any]:
         "silent": label.silent,
         "prompts": {
             str(k): {
-                "boxes": [list(box) for box in one.boxes],
-                "score": round(one.iou, 4),
-                "agreement": round(one.agreement, 4),
+                **one.record(),
                 **({"correlation": round(label.contrast[k].correlation, 4)} if k in label.contrast else {}),
             }
             for k, one in label.slices.items()

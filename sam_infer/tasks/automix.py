@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.sam import SamEngine
-from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.published import PublishedModel
 from sam_infer.tasks.autocam import answer_cam, parse_cam
 from sam_infer.tasks.published import PublishedTask
 from sam_infer.tasks.reply import LabelmapFile
+from sam_infer.tasks.servedsam import ServedSam
 from sam_infer.tuning.mixfile import MixModel, load_mix
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Served:
-    """A published model, ready to answer."""
-
-    model: MixModel
-    encoder: SliceEncoder
-
-    @property
-    def labels(self) -> Mapping[str, int]:
-        return self.model.labels
 
 
 class AutoMixInfer(PublishedTask[MixModel]):
@@ -86,15 +72,9 @@ class AutoMixInfer(PublishedTask[MixModel]):
             path, load=self._load, labels=labels, train="POST /train/sam_mix", minimum=minimum
         )
 
-    def _load(self, path: Path) -> _Served:
+    def _load(self, path: Path) -> ServedSam[MixModel]:
         model = load_mix(path, self._base, device=str(self._base.device))
-        still = model.network.learner.tuning.encoder == "frozen"
-        encoder = SliceEncoder(
-            engine=model.engine(self._base),
-            store=self._store if still else None,
-            embedding_bytes=self._embedding_bytes,
-        )
-        return _Served(model=model, encoder=encoder)
+        return ServedSam.of(model, self._base, store=self._store, embedding_bytes=self._embedding_bytes)
 
     def get_path(self, validate: bool = True) -> str | None:
         """The file; None where it is asked to exist and does not."""
@@ -122,9 +102,7 @@ class AutoMixInfer(PublishedTask[MixModel]):
         Raises:
             InputError: (409) While nothing is published for the project's labels; (400) for a parameter.
         """
-        served, reason = self._served.current()
-        if served is None:
-            raise InputError("model", "sam_auto_mix", reason, status=409)
+        served = self._served.required("sam_auto_mix")
         model = served.model
         return answer_cam(
             request,

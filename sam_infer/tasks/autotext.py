@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sam_infer.autotext import auto_text
-from sam_infer.embeddings import SliceEncoder
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
-from sam_infer.parts import PartsAnswer
+from sam_infer.parts import PartsAnswer, mean_iou
 from sam_infer.prompters import Prompter
 from sam_infer.prompts.request import parse_flag, parse_names
 from sam_infer.published import PublishedModel
 from sam_infer.tasks.numbering import numbered
 from sam_infer.tasks.published import PublishedTask
 from sam_infer.tasks.reply import LabelmapFile, make_reply
+from sam_infer.tasks.servedsam import ServedSam
 from sam_infer.tasks.stopwatch import Stopwatch
 from sam_infer.text.labeltexts import LabelTexts
 from sam_infer.tuning.tunedfile import TunedSam, load_tuned
 from sam_infer.uncertainty import mean_by_label
 
 _EMBEDDINGS = 256 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Served:
-    """A published model behind caches of its own."""
-
-    model: TunedSam
-    encoder: SliceEncoder
-
-    @property
-    def labels(self) -> Mapping[str, int]:
-        return self.model.labels
 
 
 class AutoTextInfer(PublishedTask[TunedSam]):
@@ -90,12 +75,9 @@ class AutoTextInfer(PublishedTask[TunedSam]):
             path, load=self._load, labels=labels, train="POST /train/preference", minimum=minimum
         )
 
-    def _load(self, path: Path) -> _Served:
+    def _load(self, path: Path) -> ServedSam[TunedSam]:
         model = load_tuned(path, self._base)
-        engine = model.engine(self._base)
-        store = self._store if engine.encoding.fingerprint == self._base.fingerprint else None
-        encoder = SliceEncoder(engine=engine, store=store, embedding_bytes=_EMBEDDINGS, history_bytes=0)
-        return _Served(model=model, encoder=encoder)
+        return ServedSam.of(model, self._base, store=self._store, embedding_bytes=_EMBEDDINGS)
 
     def get_path(self, validate: bool = True) -> str | None:
         """The weights file; None where it is asked to exist and does not."""
@@ -110,9 +92,10 @@ class AutoTextInfer(PublishedTask[TunedSam]):
         """Of the published model and of what prompts it.
 
         Raises:
-            InputError: (409) While there is none, or it cannot be prompted.
+            InputError: (409) While there is none, it cannot be prompted, or its texts have changed.
         """
         model = self.published("sam_auto_text")
+        self._said(model)
         return f"{self._base.digest} {model.fingerprint} {self._prompter(model).fingerprint}"
 
     def answer(self, request: Mapping[str, Any]) -> tuple[LabelmapFile | None, dict[str, Any]]:
@@ -121,8 +104,8 @@ class AutoTextInfer(PublishedTask[TunedSam]):
         Returns:
             The label map, and: label_names (name to value, the classes present); score, the mean predicted
             IoU; objects, by label: its score, the slices that were prompted, and by slice the boxes in slice
-            pixels, score and agreement (Dice of the mask with what prompted it); missing, the labels that
-            nothing was prompted for; prompts, where they are from; texts, what was said by label; uncertainty
+            pixels, score and agreement (Dice of the mask with what prompted it); missing, by label why
+            there is none; prompts, where they are from; texts, what was said by label; uncertainty
             (mean of each class present, 0..1) where it was asked for.
 
         Raises:
@@ -130,9 +113,7 @@ class AutoTextInfer(PublishedTask[TunedSam]):
                 had, or its texts were embedded otherwise; (400) for a parameter.
         """
         watch = Stopwatch()
-        served, reason = self._published.current()
-        if served is None:
-            raise InputError("model", "sam_auto_text", reason, status=409)
+        served = self._published.required("sam_auto_text")
         model, prompter = served.model, self._prompter(served.model)
         texts = self._said(model)
         uncertain = parse_flag("output_uncertainty", request.get("output_uncertainty"))
@@ -156,13 +137,17 @@ class AutoTextInfer(PublishedTask[TunedSam]):
         if found.uncertainty is not None:
             facts["uncertainty"] = mean_by_label(found.uncertainty, labelmap, present)
         watch.mark("write")
-        scores = [one.iou for slices in found.labels.values() for one in slices.values()]
+        score = mean_iou(one for slices in found.labels.values() for one in slices.values())
         return file, {
             "label_names": present,
             **facts,
-            "score": round(float(np.mean(scores)), 4) if scores else None,
+            "score": None if score is None else round(score, 4),
             "objects": {name: _told(slices) for name, slices in found.labels.items() if slices},
-            "missing": [name for name, slices in found.labels.items() if not slices],
+            "missing": {
+                name: f"{prompter.name} sees nothing of it; train that, or use a model that takes clicks"
+                for name, slices in found.labels.items()
+                if not slices
+            },
             "prompts": prompter.name,
             "texts": {name: texts.description(name) for name in found.labels} if texts is not None else {},
             "model": {
@@ -198,8 +183,9 @@ class AutoTextInfer(PublishedTask[TunedSam]):
 
 def _told(slices: Mapping[int, PartsAnswer]) -> dict[str, Any]:
     """What became of a label, as JSON."""
+    score = mean_iou(slices.values())
     return {
-        "score": round(float(np.mean([one.iou for one in slices.values()])), 4),
+        "score": None if score is None else round(score, 4),
         "slices": sorted(slices),
         "prompts": {str(k): one.record() for k, one in slices.items()},
     }

@@ -15,8 +15,8 @@ import torch
 from segment_anything.modeling.common import MLPBlock
 from torch import Tensor, nn
 
-from sam_infer.networks.sammed2d import _Adapter as Adapter
-from sam_infer.networks.tinyvit import _Perceptron as TinyPerceptron
+from sam_infer.networks.sammed2d import Adapter
+from sam_infer.networks.tinyvit import Perceptron as TinyPerceptron
 
 
 class GatedAdapter(Adapter):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 #: Deviation of the text projection's first weights: a text says nearly nothing before anything was learned.
 _NEARLY_ZERO = 1e-3
-#: What the weights of attention are multiplied with: they start at 0, embeddings have a deviation of about 1, and
-#: an optimiser moves every weight by much the same small step.
+#: What the weights of attention are multiplied with: they start at 0, embeddings have a deviation of about 1,
+#: and an optimiser moves every weight by much the same small step.
 _GAIN = 30.0
 
 

@@ -64,7 +64,7 @@ class SamLearner(nn.Module):
         load_learned(self, state)
 
     def served(self) -> Any:
-        """The network for use: a plain SAM, of which nothing is trained any more."""
+        """The network for use, in evaluation mode: itself, or a copy with low-rank products folded in."""
         if self.tuning.encoder != "lora" and self.tuning.decoder != "lora":
             return self.sam.eval()
         merged = copy.deepcopy(self.sam)

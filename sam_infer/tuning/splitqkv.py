@@ -11,7 +11,7 @@ from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 
 from sam_infer.engines.attention import FusedAttention
-from sam_infer.networks.tinyvit import _Attention as TinyAttention
+from sam_infer.networks.tinyvit import Attention as TinyAttention
 
 
 class SplitQkv(nn.Module):

@@ -115,8 +115,9 @@ def network_of(content: Content, base: SamEngine) -> SamLearner:
     header = content.header
     if header["base_sha256"] != base.digest:
         raise ValueError(
-            f"it was tuned on {header['base']} with weights {header['base_sha256'][:12]}, and the engine here "
-            f"is {base.name} with weights {base.digest[:12]}: serve that engine, or train again on this one"
+            f"it was tuned on {header['base']} with weights {header['base_sha256'][:12]}, and the engine "
+            f"here is {base.name} with weights {base.digest[:12]}: serve that engine, or train again on "
+            "this one"
         )
     extras = header["extras"] or {}
     return SamLearner(
