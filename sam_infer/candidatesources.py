@@ -25,8 +25,8 @@ def make_candidates(
 ) -> CandidateSet:
     """Candidates of the object that prompts are about.
 
-    The prompts are decoded as they are, in one call, so that training can decode them again; clicks are not
-    corrections of one another here.
+    The prompts are decoded as they are, in one call and on the whole slice, as training decodes them again;
+    clicks are not corrections of one another here.
 
     Args:
         encoder: The engine behind its caches.
@@ -41,7 +41,7 @@ def make_candidates(
     """
     if source == "dropout":
         return by_dropout(stochastic_logits(encoder, image, k, window, prompts))
-    found = encoder.decode(image, k, window, [prompts], zoom=None)[0]
+    found = encoder.decode(image, k, window, [prompts], zoom=False)[0]
     if source == "thresholds":
         return by_thresholds(special.expit(found.logits[found.best]))
     if len(found.logits) < 2:

@@ -169,7 +169,7 @@ WINDOW = Window(level=128, width=255)
 def test_candidates_of_a_served_model(scene, tiny, one_thread):
     image, point, box, truth = scene
     cut = make_candidates(tiny, image, 0, WINDOW, box, "thresholds")
-    found = tiny.decode(image, 0, WINDOW, [box], zoom=None)[0]
+    found = tiny.decode(image, 0, WINDOW, [box], zoom=False)[0]
     assert np.array_equal(cut.masks[2], found.mask()), "p > 0.5 is what a click shows"
     assert cut.areas == sorted(cut.areas, reverse=True)
     assert overlaps(cut.masks, truth).min() > 0.6

@@ -118,6 +118,20 @@ def test_what_is_learned_is_the_mask_that_the_engine_answers_with():
     assert served == [3, 1], "one click is answered with the best of three"
 
 
+@pytest.mark.parametrize("source", ["thresholds", "masks", "dropout"])
+def test_candidates_of_every_source_are_ranked_by_the_accepted_mask(source):
+    grey, mask = halo(1)
+    view, frame = rated_view(grey, truth=mask)
+    reference = SamLearner(small_base().model, tuning=METHODS["decoder"])
+    with torch.no_grad():
+        reference.sam.mask_decoder.output_hypernetworks_mlps[0].layers[-1].weight.mul_(50)
+    one, again, other = (
+        rated_by_truth(reference, [view], frame, source=source, seed=seed)[0].c for seed in (0, 0, 1)
+    )
+    assert one.any() and torch.equal(one, again)
+    assert torch.equal(one, other) == (source != "dropout"), "chance decides what drops out, and nothing else"
+
+
 def test_the_accepted_mask_ranks_the_models_candidates():
     grey, mask = halo(1)
     view, frame = rated_view(grey, truth=mask)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sam_infer.autotext import auto_text, worded
+from sam_infer.candidates import SOURCES
 from sam_infer.embeddingstore import EmbeddingStore
 from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
@@ -88,7 +89,11 @@ class PreferenceTrainer(SamRecipe):
             "prompts": list(self.prompters),
             "text": True,
             "feedback": list(FEEDBACK),
-            "aligning_iterations": 60,
+            "candidates": list(SOURCES),
+            "iterations": 200,
+            "learning_rate": 0.0003,
+            "aligning_iterations": 40,
+            "aligning_learning_rate": 0.0001,
             "temperature": TEMPERATURE,
         }
 
@@ -96,18 +101,20 @@ class PreferenceTrainer(SamRecipe):
         config = self.config()
         said = flag(request, "text", config["text"])
         chosen = choice(request, "prompts", config["prompts"])
+
+        def told(name: str, low: float, high: float, *, whole: bool = False) -> float:
+            return number(request, name, config[name], low=low, high=high, whole=whole)
+
         return {
             **super()._options(request),
             "prompts": chosen,
             "prompter": self.prompters[chosen]().fingerprint,
             "text": self.texts().record(self.basis.labels) if said else None,
             "feedback": choice(request, "feedback", config["feedback"]),
-            "aligning": int(
-                number(
-                    request, "aligning_iterations", config["aligning_iterations"], low=1, high=1e6, whole=True
-                )
-            ),
-            "temperature": number(request, "temperature", config["temperature"], low=0.01, high=1e4),
+            "candidates": choice(request, "candidates", config["candidates"]),
+            "aligning": int(told("aligning_iterations", 1, 1e6, whole=True)),
+            "aligning_rate": told("aligning_learning_rate", 1e-7, 1.0),
+            "temperature": told("temperature", 0.01, 1e4),
             "rated": sorted(json.dumps(entry.record()) for entry in self.preferences.all_rated()),
         }
 
@@ -168,7 +175,9 @@ class PreferenceTrainer(SamRecipe):
         if not any(one.c.any() for one in rated):
             return Trained(run=first, slices=len(views), facts={**facts, "aligned": False})
         policy = self._policy(reference, seed)
-        settings = replace(plan.settings, iterations=options["aligning"])
+        settings = replace(
+            plan.settings, iterations=options["aligning"], learning_rate=options["aligning_rate"]
+        )
         settings = replace(settings, epochs=min(settings.epochs, settings.iterations))
         step = rated_step(rated, frame=self.frame, batch=plan.batch, temperature=options["temperature"])
         run = now.train("aligning", policy, step, settings)
@@ -225,7 +234,8 @@ class PreferenceTrainer(SamRecipe):
     ) -> Iterator[Rated]:
         feedback, frame = now.plan.options["feedback"], self.frame
         if feedback != "people":
-            yield from rated_by_truth(reference, views, frame)
+            options, seed = now.plan.options, now.plan.settings.seed
+            yield from rated_by_truth(reference, views, frame, source=options["candidates"], seed=seed)
         if feedback == "accepted":
             return
         encoder = self.encoder(self.base)

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_infer.candidates import by_thresholds, ranked_by_mask
+from sam_infer.candidates import Source, by_dropout, by_masks, by_thresholds, ranked_by_mask
+from sam_infer.candidatesources import DROPPED, PASSES
 from sam_infer.tuning.learner import SamLearner
-from sam_infer.types import BoolArray
+from sam_infer.types import BoolArray, Candidates, FloatArray
 from trainers.loop import State, Step
 from trainers.preferencestep import coefficients, preference_loss, score_weights
 from trainers.samgiven import answered, asked_of, given_masks
-from trainers.samviews import HALF, Frame, View, low_truth
+from trainers.samrounds import decode
+from trainers.samviews import HALF, Frame, View, features_of, low_truth
 
 _BATCH = 16
 
@@ -49,26 +51,66 @@ def reference_logits(reference: SamLearner, views: Sequence[View], frame: Frame)
     return torch.cat(found).clone() if found else torch.zeros(0, frame.low, frame.low)
 
 
-def rated_by_truth(reference: SamLearner, views: Sequence[View], frame: Frame) -> list[Rated]:
+def rated_by_truth(
+    reference: SamLearner,
+    views: Sequence[View],
+    frame: Frame,
+    *,
+    source: Source = "thresholds",
+    seed: int = 0,
+) -> list[Rated]:
     """What accepted masks say of a model's candidates: the one most like the accepted mask is best.
 
-    Candidates are made by thresholds, on the network's grid of masks; the published method has them at the
-    image's resolution.
+    Candidates are made on the network's grid of masks; the published method has them at the image's
+    resolution.
 
     Args:
         reference: The model that is improved upon.
         views: With given prompts, all of the same kinds, and truth.
         frame: What the network makes of a slice.
+        source: What makes the candidates: thresholds of the answer's probability, SAM's three masks, or four
+            answers of which each lost some values of the embedding.
+        seed: Of what they lose.
     """
     logits = reference_logits(reference, views, frame)
+    generator = torch.Generator().manual_seed(seed)
     out = []
     for view, one in zip(views, logits, strict=True):
-        inside = low_truth(np.ones(view.size, bool), frame) > HALF
-        masks = by_thresholds(torch.sigmoid(one).numpy()).masks & inside
+        if source == "thresholds":
+            masks = by_thresholds(torch.sigmoid(one).numpy()).masks
+        elif source == "masks":
+            masks = by_masks(three_masks(reference, view, frame)).masks
+        else:
+            masks = by_dropout(dropped_logits(reference, view, frame, generator)).masks
+        masks = masks & (low_truth(np.ones(view.size, bool), frame) > HALF)
         ranking = ranked_by_mask(masks, view.truth > HALF)
         best_first = torch.from_numpy(masks[list(ranking)])
         out.append(Rated(view=view, c=coefficients(best_first[None])[0], reference=one))
     return out
+
+
+@torch.inference_mode()
+def three_masks(learner: SamLearner, view: View, frame: Frame) -> Candidates:
+    """SAM's three masks of a view under its given prompts, which need not be what it answers them with."""
+    device = next(learner.parameters()).device
+    masks, iou = given_masks(learner, [view], asked_of([view], frame, device), frame)
+    return Candidates(logits=masks[0, 1:].cpu().numpy(), iou=iou[0, 1:].clamp(0, 1).cpu().numpy())
+
+
+@torch.inference_mode()
+def dropped_logits(learner: SamLearner, view: View, frame: Frame, generator: torch.Generator) -> FloatArray:
+    """(PASSES, S, S) float32 logits of answers from an embedding of which each pass loses another part.
+
+    As `sam_infer.candidatesources.stochastic_logits`, on the network's grid.
+    """
+    device = next(learner.parameters()).device
+    features = features_of([view], learner.sam, frame, device)
+    asked, out = asked_of([view], frame, device), []
+    for _ in range(PASSES):
+        kept = (torch.rand(features.shape, generator=generator) >= DROPPED).to(device) / (1 - DROPPED)
+        masks, iou = decode(learner.sam, features * kept, asked, learner.extras)
+        out.append(answered(masks, iou, frame, view.given)[0].cpu().numpy())
+    return np.stack(out)
 
 
 def rated_by_people(

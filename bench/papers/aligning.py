@@ -19,7 +19,7 @@ from bench.papers.sets import Sample
 from sam_infer.candidates import CandidateSet, Source, by_masks, by_thresholds, ranking_of
 from sam_infer.candidatesources import stochastic_logits
 from sam_infer.tuning.learner import SamLearner
-from sam_infer.types import BoolArray, Candidates
+from sam_infer.types import BoolArray
 from trainers.loop import State, Step, train
 from trainers.preferencestep import (
     BETAS,
@@ -28,7 +28,7 @@ from trainers.preferencestep import (
     preference_loss,
     score_weights,
 )
-from trainers.rated import Rated, rated_step, reference_logits
+from trainers.rated import Rated, rated_step, reference_logits, three_masks
 from trainers.samgiven import answered, asked_of, given_masks
 from trainers.samviews import Frame, View, low_truth
 
@@ -149,23 +149,13 @@ def _candidates(
     if source == "thresholds":
         return [by_thresholds(one.numpy()) for one in torch.sigmoid(reference)]
     if source == "masks":
-        return [by_masks(one) for one in _three(policy.learner, views, start.frame)]
+        return [by_masks(three_masks(policy.learner, view, start.frame)) for view in views]
     encoder, out = start.encoder(policy), []
     for sample in samples:
         given = start.given(sample, policy.kind)
         logits = stochastic_logits(encoder, sample.image, 0, sample.window, given)
         masks = np.stack([low_truth(one > 0, start.frame) > 127 for one in logits])
         out.append(CandidateSet(masks=masks, source="dropout"))
-    return out
-
-
-def _three(learner: SamLearner, views: Sequence[View], frame: Frame) -> list[Candidates]:
-    """SAM's three masks of each view, which it does not answer a box with, and their predicted IoU."""
-    out = []
-    with torch.inference_mode():
-        for view in views:
-            masks, iou = given_masks(learner, [view], asked_of([view], frame, torch.device("cpu")), frame)
-            out.append(Candidates(logits=masks[0, 1:].numpy(), iou=iou[0, 1:].clamp(0, 1).numpy()))
     return out
 
 

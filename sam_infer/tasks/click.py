@@ -9,6 +9,8 @@ from typing import Any
 from sam_infer.axes import parse_axis
 from sam_infer.click import Segmented, click_slice, click_volume
 from sam_infer.embeddings import SliceEncoder
+from sam_infer.engines.base import Engine
+from sam_infer.engines.tuned import TunedEngine
 from sam_infer.errors import InputError
 from sam_infer.geometry import Region
 from sam_infer.intensity import Window
@@ -126,9 +128,20 @@ class ClickInfer(LabelmapTask):
             "removed_islands": {"components": removed.components, "voxels": removed.voxels},
             "window": {"level": window.level, "width": window.width},
             "engine": self._encoder.engine.name,
+            "tuned": _tuned(self._encoder.engine),
             "embedding_cached": found.cached,
             "crop": None if found.crop is None else list(found.crop),
         }
+
+
+def _tuned(engine: Engine) -> dict[str, Any] | None:
+    """Which published model of an engine that learns answered, or why its base did; None for others."""
+    if not isinstance(engine, TunedEngine):
+        return None
+    model, reason = engine.current()
+    if model is None:
+        return {"round": None, "reason": reason}
+    return {"round": model.training.get("round"), "fingerprint": model.fingerprint}
 
 
 def _spans(slices: list[int]) -> list[list[int]]:
