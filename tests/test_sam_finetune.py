@@ -167,6 +167,21 @@ def test_an_object_too_small_for_the_grid_is_seen_in_crops_alone():
         assert truth[row, column] > 0.5, "the click is in the object"
 
 
+def test_each_large_part_of_a_label_is_an_object_beside_the_whole():
+    frame = Frame(framing=small_base().framing, side=256, grid=16)
+    left, right, speck = disc((200, 300), (70, 100), 30), disc((200, 300), (220, 100), 25), (3, 3)
+    mask = left | right
+    mask[speck] = True
+    views = object_views(
+        picture(np.where(mask, 220, 60).astype(np.uint8)), mask.T[:, :, None] * 5, case="a", labels=LABELS,
+        encoder=SliceEncoder(engine=small_base()), window=EIGHT_BIT, frame=frame, still=False,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    boxes = {view.box for view in views if view.size == (200, 300)}
+    whole = (3.0, 3.0, 245.0, 130.0)
+    assert boxes == {whole, (40.0, 70.0, 100.0, 130.0), (195.0, 75.0, 245.0, 125.0)}
+
+
 def test_training_sees_the_answers_that_are_served():
     """The same prompts give the same logits through the trainer's decoding and through the engine."""
     learner = SamLearner(small_base().model, tuning=METHODS["decoder"], text=6, attention=True).eval()

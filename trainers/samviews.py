@@ -17,8 +17,9 @@ from sam_infer.engines.framing import Framing
 from sam_infer.engines.sam import SamEngine
 from sam_infer.geometry import slice_image, tight_box
 from sam_infer.intensity import Window
+from sam_infer.prompts.masks import large_parts, parts_of
 from sam_infer.prompts.simulated import jitter_box
-from sam_infer.types import Box, Crop, FloatArray, Prompts
+from sam_infer.types import BoolArray, Box, Crop, FloatArray, Prompts
 from sam_infer.volumes import Image
 from sam_infer.zoom import choose_crop
 from trainers.slicestore import choose_slices
@@ -101,6 +102,8 @@ def object_views(
 ) -> list[View]:
     """The views of a case: of each label on some of its slices the whole slice, and crops.
 
+    Where a label has several large parts, each of them is an object too.
+
     A view on which the object covers no pixel of the network's masks by half is left out: no mask shows it
     there, and no click can be drawn in it.
 
@@ -127,20 +130,29 @@ def object_views(
             continue
         for n in choose_slices(filled, limit=limit, empty_share=0.0):
             k = int(allowed[n])
-            mask = slice_image(labelmap, k) == value
-            box = tight_box(mask)
-            if box is None:  # the only slice of those given that holds nothing
-                continue
-            size = (mask.shape[0], mask.shape[1])
-            drawn = [jitter_box(box, CARELESS, rng, size) for _ in range(CROPS)]
-            crops = [choose_crop([Prompts(box=one)], size, encoding) for one in drawn]
-            for crop in dict.fromkeys([None, *crops]):
-                seen = _seen(image, k, window, crop, encoder, still)
-                part = mask if crop is None else mask[crop[1] : crop[3] + 1, crop[0] : crop[2] + 1]
-                view = _view(part, seen, case=case, label=label, frame=frame)
-                if view.truth.max() > HALF:
-                    views.append(view)
-    return views
+            for mask in _objects(slice_image(labelmap, k) == value):
+                box = tight_box(mask)
+                assert box is not None
+                size = (mask.shape[0], mask.shape[1])
+                drawn = [jitter_box(box, CARELESS, rng, size) for _ in range(CROPS)]
+                crops = [choose_crop([Prompts(box=one)], size, encoding) for one in drawn]
+                for crop in dict.fromkeys([None, *crops]):
+                    part = mask if crop is None else mask[crop[1] : crop[3] + 1, crop[0] : crop[2] + 1]
+                    seen = _seen(image, k, window, crop, encoder, still)
+                    views.append(_view(part, seen, case=case, label=label, frame=frame))
+    return [view for view in views if view.truth.max() > HALF]
+
+
+def _objects(mask: BoolArray) -> list[BoolArray]:
+    """What a clinician may mean: a label as a whole, and where it has several large parts, each of them.
+
+    Learned as a whole alone, both kidneys of one label taught a network to draw them at the first click and
+    to ignore the next ones.
+    """
+    if not mask.any():
+        return []
+    parts = list(parts_of(large_parts(mask)))
+    return [mask, *(parts if len(parts) > 1 else [])]
 
 
 def given_view(
