@@ -22,7 +22,10 @@ AFFINE = np.array([[0, -2, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 11], [0, 0, 0, 1.0]
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
     made = ThresholdEngine()
-    monkeypatch.setattr(registry, "create_engine", lambda *_, **__: made)
+    create = registry.create_engine
+    monkeypatch.setattr(
+        registry, "create_engine", lambda name, **how: made if name == "bundled" else create(name, **how)
+    )
     return made
 
 
