@@ -13,12 +13,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.intensity import Window
 from sam_infer.networks.classifier import ClassifierModel
-from sam_infer.parts import Part, PartsAnswer, ask_parts, mean_iou, put_answers
+from sam_infer.parts import AutoVolume, Part, PartsAnswer, ask_parts, mean_iou, put_answers
 from sam_infer.prompts.activation import THRESHOLD, activation_parts
 from sam_infer.types import FloatArray
 from sam_infer.volumes import Image, empty_labelmap
@@ -64,22 +63,6 @@ class CamLabel:
         return mean_iou(self.slices.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class CamVolume:
-    """The answer for an image.
-
-    Args:
-        labelmap: (I, J, K) uint8.
-        labels: What became of each label that was looked for, by name.
-        uncertainty: (I, J, K) uint8, the binary entropy of the most doubtful mask at each voxel, 255 = 1 bit,
-            0 on slices where nothing was prompted; None where it was not asked for.
-    """
-
-    labelmap: NDArray[np.uint8]
-    labels: dict[str, CamLabel]
-    uncertainty: NDArray[np.uint8] | None = None
-
-
 def auto_cam(
     image: Image,
     model: ClassifierModel,
@@ -89,7 +72,7 @@ def auto_cam(
     options: CamOptions,
     zoom: bool | None = None,
     uncertainty: bool = False,
-) -> CamVolume:
+) -> AutoVolume[CamLabel]:
     """Label an image from the classifier's activation maps.
 
     Args:
@@ -127,7 +110,7 @@ def auto_cam(
         for name, (answer, _) in found.items():
             labels[name].slices[k] = answer
         put_answers({model.labels[name]: one for name, (_, one) in found.items()}, k, out, doubt)
-    return CamVolume(labelmap=out, labels=labels, uncertainty=doubt)
+    return AutoVolume(labelmap=out, labels=labels, uncertainty=doubt)
 
 
 def cam_parts(

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sam_infer.clip.contrast import Contrast, Contrasted, contrasted
 from sam_infer.clip.model import ClipModel
@@ -21,7 +20,7 @@ from sam_infer.clip.regions import POINTS, REGIONS, Keep, clip_part, kept_parts
 from sam_infer.clip.saliency import SALIENCIES
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.intensity import Window
-from sam_infer.parts import Part, PartsAnswer, ask_parts, mean_iou, put_answers
+from sam_infer.parts import AutoVolume, Part, PartsAnswer, ask_parts, mean_iou, put_answers
 from sam_infer.types import BoolArray, FloatArray
 from sam_infer.volumes import Image, empty_labelmap
 
@@ -71,22 +70,6 @@ class ClipLabel:
         return mean_iou(self.slices.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipVolume:
-    """The answer for an image.
-
-    Args:
-        labelmap: (I, J, K) uint8.
-        labels: What became of each label that was looked for, by name.
-        uncertainty: (I, J, K) uint8, the binary entropy of the most doubtful mask at each voxel, 255 = 1 bit,
-            0 on slices where nothing was prompted; None where it was not asked for.
-    """
-
-    labelmap: NDArray[np.uint8]
-    labels: dict[str, ClipLabel]
-    uncertainty: NDArray[np.uint8] | None = None
-
-
 def auto_clip(
     image: Image,
     model: ClipModel,
@@ -98,7 +81,7 @@ def auto_clip(
     options: ClipOptions,
     zoom: bool | None = None,
     uncertainty: bool = False,
-) -> ClipVolume:
+) -> AutoVolume[ClipLabel]:
     """Label an image from the descriptions of its labels.
 
     Args:
@@ -138,7 +121,7 @@ def auto_clip(
         for name, (answer, _) in found.items():
             labels[name].slices[k] = answer
         put_answers({values[name]: one for name, (_, one) in found.items()}, k, out, doubt)
-    return ClipVolume(labelmap=out, labels=labels, uncertainty=doubt)
+    return AutoVolume(labelmap=out, labels=labels, uncertainty=doubt)
 
 
 class Look:

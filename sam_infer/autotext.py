@@ -8,35 +8,16 @@ logit wins a pixel, are this project's own choice. Whole slices are encoded, as 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
 
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.intensity import Window
-from sam_infer.parts import PartsAnswer, ask_parts, put_answers
+from sam_infer.parts import AutoVolume, PartsAnswer, ask_parts, put_answers
 from sam_infer.prompters import Prompter
 from sam_infer.text.labeltexts import LabelTexts
 from sam_infer.tuning.tunedfile import TunedSam
 from sam_infer.types import Prompts
 from sam_infer.volumes import Image, empty_labelmap
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoVolume:
-    """The answer for an image.
-
-    Args:
-        labelmap: (I, J, K) uint8.
-        labels: The answers by label and slice.
-        uncertainty: (I, J, K) uint8, the binary entropy of the most doubtful mask at each voxel, 255 = 1 bit,
-            0 on slices where nothing was prompted; None where it was not asked for.
-    """
-
-    labelmap: NDArray[np.uint8]
-    labels: dict[str, dict[int, PartsAnswer]] = field(default_factory=dict)
-    uncertainty: NDArray[np.uint8] | None = None
 
 
 def auto_text(
@@ -49,7 +30,7 @@ def auto_text(
     texts: LabelTexts | None,
     labels: Collection[str] | None = None,
     uncertainty: bool = False,
-) -> AutoVolume:
+) -> AutoVolume[dict[int, PartsAnswer]]:
     """Label an image.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from sam_infer.refine import Refined, labelled
 from sam_infer.types import BoolArray, Box, Prompts
 from sam_infer.uncertainty import as_bytes, binary_entropy
 from sam_infer.volumes import Image
+
+#: What is told of a label.
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,22 @@ def mean_iou(answers: Iterable[PartsAnswer]) -> float | None:
     """Mean predicted IoU of answers; None where there is none."""
     found = [one.iou for one in answers]
     return float(np.mean(found)) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoVolume(Generic[Told]):
+    """What was found on an image without anyone's prompt.
+
+    Args:
+        labelmap: (I, J, K) uint8.
+        labels: What became of each label that was looked for, by name.
+        uncertainty: (I, J, K) uint8, the binary entropy of the most doubtful mask at each voxel, 255 = 1 bit,
+            0 on slices where nothing was prompted; None where it was not asked for.
+    """
+
+    labelmap: NDArray[np.uint8]
+    labels: dict[str, Told]
+    uncertainty: NDArray[np.uint8] | None = None
 
 
 def ask_parts(

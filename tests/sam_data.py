@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import segment_anything.modeling as upstream
+import torch
 
 from sam_infer.candidates import CandidateSet
 from sam_infer.engines.sam import SamEngine
@@ -24,6 +26,30 @@ LABELS = {"halo": 5}
 @cache
 def small_base():
     return SamEngine(name="small", model=small_sam())
+
+
+@cache
+def quick_base():
+    """A SAM of segment-anything's classes, so small that a step takes some milliseconds."""
+    torch.manual_seed(0)
+    width, grid = 32, 8
+    sam = upstream.Sam(
+        image_encoder=upstream.ImageEncoderViT(
+            depth=1, embed_dim=16, num_heads=2, img_size=16 * grid, patch_size=16, out_chans=width
+        ),
+        prompt_encoder=upstream.PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(16 * grid,) * 2,
+            mask_in_chans=4,
+        ),
+        mask_decoder=upstream.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=upstream.TwoWayTransformer(depth=1, embedding_dim=width, mlp_dim=32, num_heads=4),
+            transformer_dim=width,
+        ),
+    )
+    return SamEngine(name="small", model=sam.eval())
 
 
 def halo(seed, *, width=48, height=40):

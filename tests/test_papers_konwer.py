@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import segment_anything.modeling as upstream
 import torch
 
 from bench.papers import command
@@ -26,6 +25,7 @@ from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 from sam_infer.geometry import tight_box
 from tests.conftest import disc, save_png
+from tests.sam_data import quick_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,25 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine():
     """A SAM of segment-anything's classes, so small that a step takes some milliseconds."""
-    torch.manual_seed(0)
-    width, grid = 32, 8
-    sam = upstream.Sam(
-        image_encoder=upstream.ImageEncoderViT(
-            depth=1, embed_dim=16, num_heads=2, img_size=16 * grid, patch_size=16, out_chans=width
-        ),
-        prompt_encoder=upstream.PromptEncoder(
-            embed_dim=width,
-            image_embedding_size=(grid, grid),
-            input_image_size=(16 * grid,) * 2,
-            mask_in_chans=4,
-        ),
-        mask_decoder=upstream.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=upstream.TwoWayTransformer(depth=1, embedding_dim=width, mlp_dim=32, num_heads=4),
-            transformer_dim=width,
-        ),
-    )
-    return SamEngine(name="small", model=sam.eval())
+    return quick_base()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +128,13 @@ def test_noise_takes_neighbours_for_each_other():
     ranks = [np.argsort(np.argsort(-s[changed], 1), 1) for s in (noisy, scores)]
     assert (np.abs(ranks[0] - ranks[1]).max(1) == 1).all()
     assert ((ranks[0] != ranks[1]).sum(1) == 2).all()
+
+
+def test_noise_of_ratings_swaps_levels_and_leaves_ties_tied():
+    ratings = np.array([[4.0, 4.0, 3.0, 1.0]] * 8)
+    noisy = with_noise(ratings, 1.0, np.random.default_rng(1), levels=True)
+    assert {tuple(row) for row in noisy} == {(3, 3, 4, 1), (4, 4, 1, 3)}
+    assert np.array_equal(with_noise(ratings, 0.0, np.random.default_rng(1), levels=True), ratings)
 
 
 def test_no_noise_is_the_ranking_itself(start):

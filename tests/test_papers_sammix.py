@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import segment_anything.modeling as upstream
 import torch
 
 from bench.papers import command, sammix
@@ -17,12 +16,12 @@ from bench.papers.sammixrows import BASE, ORACLES, ROWS
 from bench.papers.sets import read_set, turned
 from bench.papers.split import split_set
 from sam_infer.embeddings import SliceEncoder
-from sam_infer.engines.sam import SamEngine
 from sam_infer.errors import InputError
 from sam_infer.networks.classifier import ClassifierModel, build_classifier
 from sam_infer.tuning.tunedfile import untuned
 from sam_infer.types import Prompts
 from tests.conftest import disc, save_png
+from tests.sam_data import quick_base
 from trainers.mixsteps import central_prompts
 from trainers.samviews import frame_of
 
@@ -59,25 +58,7 @@ def shifted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine():
     """A SAM of segment-anything's classes, so small that a step takes some milliseconds."""
-    torch.manual_seed(0)
-    width, grid = 32, 8
-    sam = upstream.Sam(
-        image_encoder=upstream.ImageEncoderViT(
-            depth=1, embed_dim=16, num_heads=2, img_size=16 * grid, patch_size=16, out_chans=width
-        ),
-        prompt_encoder=upstream.PromptEncoder(
-            embed_dim=width,
-            image_embedding_size=(grid, grid),
-            input_image_size=(16 * grid,) * 2,
-            mask_in_chans=4,
-        ),
-        mask_decoder=upstream.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=upstream.TwoWayTransformer(depth=1, embedding_dim=width, mlp_dim=32, num_heads=4),
-            transformer_dim=width,
-        ),
-    )
-    return SamEngine(name="small", model=sam.eval())
+    return quick_base()
 
 
 def arguments(folder, out, *more):

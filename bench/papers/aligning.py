@@ -40,7 +40,7 @@ class Feedback:
     Args:
         source: What makes the candidates.
         annotator: A name of `bench.papers.feedback.ANNOTATORS`.
-        noise: Share of the images in which two neighbours in rank are taken for each other.
+        noise: Share of the images in which two neighbours, in rank or level, are taken for each other.
         betas: Weights of the outermost and of the innermost pair of candidates.
         best: Learn the best candidate as if it were the truth, and not the preference.
     """
@@ -125,7 +125,9 @@ def ask(start: Start, policy: Policy, samples: Sequence[Sample], feedback: Feedb
     for sample, one in zip(samples, candidates, strict=True):
         rng = np.random.default_rng([start.seed, 3, zlib.crc32(sample.name.encode())])
         rows.append(annotator(one, partial(truth, sample), rng))
-    scores = with_noise(np.stack(rows), feedback.noise, np.random.default_rng([start.seed, 4]))
+    noise = np.random.default_rng([start.seed, 4])
+    rated = feedback.annotator == "rating"
+    scores = with_noise(np.stack(rows), feedback.noise, noise, levels=rated)
     masks = torch.from_numpy(np.stack([one.masks for one in candidates]))
     weights = score_weights(torch.from_numpy(scores), feedback.betas)
     c = coefficients(masks, weights=weights)

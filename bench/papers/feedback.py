@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_infer.candidates import CandidateSet, overlaps, ranking_of, swap_adjacent, virtual_ratings
+from sam_infer.candidates import (
+    CandidateSet,
+    overlaps,
+    ranking_of,
+    swap_adjacent,
+    swap_levels,
+    virtual_ratings,
+)
 from sam_infer.types import BoolArray
 
 #: Gives the (S, S) bool truth of an image; that it is asked for tells that somebody looked at it.
@@ -51,17 +58,23 @@ ANNOTATORS: Mapping[str, Annotator] = {
 INFORMED = frozenset({"overlap", "rating"})
 
 
-def with_noise(scores: NDArray[np.float64], share: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Scores of an annotator who takes two neighbours in rank for each other, in a share of the images.
+def with_noise(
+    scores: NDArray[np.float64], share: float, rng: np.random.Generator, *, levels: bool = False
+) -> NDArray[np.float64]:
+    """Scores of an annotator who takes two neighbours for each other, in a share of the images.
 
     Args:
         scores: (R, N), of each image's candidates.
         share: 0 to 1.
-        rng: Draws images and neighbours (`sam_infer.candidates.swap_adjacent`).
+        rng: Draws images and neighbours.
+        levels: Whether neighbours are levels of a rating (`sam_infer.candidates.swap_levels`), or candidates
+            in rank (`sam_infer.candidates.swap_adjacent`).
 
     Returns:
-        (R, N): the same scores of each image, of other candidates.
+        (R, N): the scores of each image, of other candidates.
     """
+    if levels:
+        return swap_levels(scores.astype(np.int64), share, rng).astype(np.float64)
     rankings = np.array([ranking_of(row) for row in scores], np.int64)
     swapped = swap_adjacent(rankings, share, rng)
     out = np.empty_like(scores)

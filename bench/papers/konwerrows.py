@@ -151,6 +151,7 @@ ROWS: tuple[Line, ...] = (
     ),
     _of("best", "best candidate as pseudo label (truth chooses)", best=True),
     _of("rating", "rating (by truth)", annotator="rating"),
+    _of("rating-noise20", "rating, 20% swapped", annotator="rating", noise=0.2, middle=True),
     _of(THEIRS, "**ranking (by truth; the paper's)**"),
     *(
         _of(f"noise{100 * share:.0f}", f"ranking, {share:.0%} swapped", noise=share, middle=True)

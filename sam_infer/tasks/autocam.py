@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sam_infer.autocam import CamLabel, CamOptions, CamVolume, auto_cam
+from sam_infer.autocam import CamLabel, CamOptions, auto_cam
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
 from sam_infer.networks.classifier import THRESHOLD, ClassifierModel, load_classifier
+from sam_infer.parts import AutoVolume
 from sam_infer.prompts.activation import THRESHOLD as CAM_THRESHOLD
 from sam_infer.prompts.request import parse_flag, parse_names, parse_number, parse_zoom
 from sam_infer.published import PublishedModel
@@ -213,7 +214,7 @@ def parse_cam(
     )
 
 
-def _report(found: CamVolume, threshold: float) -> dict[str, Any]:
+def _report(found: AutoVolume[CamLabel], threshold: float) -> dict[str, Any]:
     scores = [one.score for one in found.labels.values() if one.score is not None]
     return {
         "score": round(float(np.mean(scores)), 4) if scores else None,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from sam_infer.autoclip import ClipLabel, ClipOptions, ClipVolume, auto_clip
+from sam_infer.autoclip import ClipLabel, ClipOptions, auto_clip
 from sam_infer.clip.contrast import Contrast
 from sam_infer.clip.model import ClipModel
 from sam_infer.clip.regions import POINTS, REGIONS, Keep
@@ -17,6 +17,7 @@ from sam_infer.clip.source import ClipSource
 from sam_infer.embeddings import SliceEncoder
 from sam_infer.errors import InputError
 from sam_infer.library import ImageLibrary
+from sam_infer.parts import AutoVolume
 from sam_infer.prompts.request import parse_flag, parse_names, parse_number, parse_slice, parse_zoom
 from sam_infer.tasks.numbering import numbered
 from sam_infer.tasks.reply import LabelmapFile, LabelmapTask, make_reply
@@ -220,7 +221,7 @@ def _whole(name: str, value: object, default: int) -> int:
     return int(number)
 
 
-def _report(found: ClipVolume, names: Mapping[str, int]) -> dict[str, Any]:
+def _report(found: AutoVolume[ClipLabel], names: Mapping[str, int]) -> dict[str, Any]:
     scores = [one.score for one in found.labels.values() if one.score is not None]
     return {
         "score": round(float(np.mean(scores)), 4) if scores else None,
