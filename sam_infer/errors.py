@@ -1,4 +1,4 @@
-"""The error that a client's bad input raises."""
+"""The errors that the server tells its client about: bad input, and what is not there to answer with."""
 
 
 class InputError(ValueError):
@@ -22,3 +22,17 @@ class InputError(ValueError):
         super().__init__(f"{argument} = {shown}: {remedy}")
         self.argument = argument
         self.status = status
+
+
+class UnavailableError(RuntimeError):
+    """Something outside that is needed does not answer now; the server answers 503 with this text.
+
+    Args:
+        what: What is needed, as in "the DICOMweb server http://pacs/dicom-web".
+        reason: Why it cannot be had.
+        remedy: What the client, or whoever looks after the server, can do.
+    """
+
+    def __init__(self, what: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{what}: {reason}; {remedy}")
+        self.reason = reason

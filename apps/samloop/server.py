@@ -57,7 +57,7 @@ import apps.samloop.routes.published as own_published
 import apps.samloop.routes.session as own_session
 from apps.samloop import page
 from apps.samloop.incoming import check_id, check_tag, parse_object
-from sam_infer.errors import InputError
+from sam_infer.errors import InputError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -237,12 +237,16 @@ class _BoundedBody:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def answer(status: int, detail: str) -> JSONResponse:
-        return JSONResponse({"detail": detail}, status_code=status)
+    def answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse({"detail": detail}, status_code=status, headers=headers)
 
     @app.exception_handler(InputError)
     async def bad_input(_: Request, error: InputError) -> JSONResponse:
         return answer(error.status, str(error))
+
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: Request, error: UnavailableError) -> JSONResponse:
+        return answer(503, str(error), {"retry-after": "5"})
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
