@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: serve test test-all lint format setup clean
+.PHONY: serve test test-all lint format docker-check setup clean
 
 serve: setup
 	$(BIN)/samloop serve --studies "$(STUDIES)" $(SAMPLES) --host $(HOST) --port $(PORT) $(ARGS)
@@ -29,6 +29,12 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every step of docker/Dockerfile and what the image runs, without Docker; needs root, debootstrap and 20 GB.
+DOCKER_WORK ?= /var/tmp/samloop-docker-check
+docker-check: .venv/.dev
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/python -m tests.dockersteps --work $(DOCKER_WORK) $(ARGS)
 
 setup: .venv/.run
 

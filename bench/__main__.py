@@ -4,8 +4,10 @@ import argparse
 import signal
 import sys
 
-from bench import encoder, gallery, latency, propagation
+from bench import encoder, gallery, latency, propagation, store
+from bench.crash import command as crash
 from bench.papers import command as papers
+from bench.robustness import command as robustness
 
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 commands = parser.add_subparsers(required=True)
@@ -14,6 +16,9 @@ propagation.add_parser(commands)
 encoder.add_parser(commands)
 gallery.add_parser(commands)
 papers.add_parser(commands)
+robustness.add_parser(commands)
+store.add_parser(commands)
+crash.add_parser(commands)
 arguments = parser.parse_args()
 # A measurement that is ended stops the processes that it started.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -35,16 +35,16 @@ class Server:
 
 
 @contextmanager
-def samloop(studies: Path, log: Path, arguments: Sequence[str]) -> Iterator[Server]:
-    """``samloop serve`` over a folder of studies.
+def samloop(studies: Path | str, log: Path, arguments: Sequence[str]) -> Iterator[Server]:
+    """``samloop serve`` over some studies.
 
     Args:
-        studies: The folder.
+        studies: A folder, or the URL of a DICOMweb server.
         log: Receives what the server prints.
         arguments: More of the command line, such as ``--engine sam2.1_tiny``.
     """
     command = [sys.executable, "-m", "apps.samloop.cli", "serve", "--studies", str(studies), *arguments]
-    with _running(command, log, {}) as server:
+    with running(command, log, {}) as server:
         yield server
 
 
@@ -82,7 +82,7 @@ def stock(studies: Path, folder: Path, log: Path, checkpoint: Path, config: Path
         "MONAI_LABEL_TRACKING_ENABLED": "false",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
     }
-    with _running(command, log, settings) as server:
+    with running(command, log, settings) as server:
         yield server
 
 
@@ -99,7 +99,17 @@ def _sample_app(name: str) -> Path:
 
 
 @contextmanager
-def _running(command: list[str], log: Path, settings: dict[str, str]) -> Iterator[Server]:
+def running(command: list[str], log: Path, settings: dict[str, str]) -> Iterator[Server]:
+    """A server in a process of its own.
+
+    Args:
+        command: What starts it; ``--port`` is added.
+        log: Receives what it prints; it runs in this file's folder.
+        settings: More of its environment.
+
+    Raises:
+        RuntimeError: When it ends, or does not answer in `START_SECONDS`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The errors that the server tells its client about: bad input, and what is not there to answer with."""
+"""The errors that the server tells its client about: bad input, what is not there, what cannot be written."""
 
 
 class InputError(ValueError):
@@ -36,3 +36,20 @@ class UnavailableError(RuntimeError):
     def __init__(self, what: str, reason: str, remedy: str) -> None:
         super().__init__(f"{what}: {reason}; {remedy}")
         self.reason = reason
+
+
+class StorageError(OSError):
+    """What was sent cannot be written, and nothing was changed; the server answers 507 with this text.
+
+    Args:
+        what: What was to be written, as in "label final of case_7".
+        error: Why it was not.
+    """
+
+    def __init__(self, what: str, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        super().__init__(
+            f"{what} was not saved ({reason}), and what was there before is unchanged; make room on the "
+            "server's disk, or let the server write there, and send it again"
+        )
+        self.errno = error.errno

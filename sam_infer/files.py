@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -13,19 +14,38 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_writer(target: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name beside it; on success it is synced and moved into place."""
+def staged(target: Path) -> Iterator[Path]:
+    """A name beside ``target`` for a file that is to be moved onto it; what has it at the end is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
-        with temporary.open("wb") as writer:
-            yield writer
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(target)
-        sync(target.parent)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def place(temporary: Path, target: Path) -> None:
+    """Move a synced file onto ``target`` in the same folder; it is there after a power cut too."""
+    temporary.replace(target)
+    sync(target.parent)
+
+
+@contextmanager
+def synced_writer(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is on the disk at the end."""
+    with path.open("wb") as writer:
+        yield writer
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+@contextmanager
+def atomic_writer(target: Path) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name beside it; on success it is synced and moved into place."""
+    with staged(target) as temporary:
+        with synced_writer(temporary) as writer:
+            yield writer
+        place(temporary, target)
 
 
 def sweep(folder: Path, *, folders: bool = False) -> None:
@@ -64,3 +84,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256_of(path: Path) -> str | None:
+    """Hex digest of a file's content; None where there is no file."""
+    try:
+        with path.open("rb") as reader:
+            return hashlib.file_digest(reader, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None

@@ -101,14 +101,41 @@ def served(tmp_path_factory):
     from apps.samloop.server import create_app
 
     with TestClient(create_app(), raise_server_exceptions=False) as client:
+        while client.get("/ready").json()["checks"]["engine"] != "ok":
+            pass
         yield client, studies, engine
     clear_cache()
     patch.undo()
 
 
+@pytest.fixture
+def entered(served):
+    """A function that gives a client of the same application behind other rules."""
+    from fastapi.testclient import TestClient
+
+    from apps.samloop.access import Access
+    from apps.samloop.server import create_app
+
+    def enter(client=("10.1.2.3", 5), **rules):
+        app = create_app(Access(**{"keep_free": 0, **rules}))
+        return TestClient(app, client=client, follow_redirects=False, raise_server_exceptions=False)
+
+    return enter
+
+
 @contextmanager
 def serving(studies: Path, scratch: Path, *options: str):
     """`samloop serve` in a process of its own, started in an empty folder; gives its url once it answers."""
+    with server_process(studies, scratch, *options) as (url, _):
+        yield url
+
+
+@contextmanager
+def server_process(studies: Path, scratch: Path, *options: str, env=None, command=("-m", "apps.samloop.cli")):
+    """As `serving`; gives (url, process), and ``server.log`` in the folder holds what it says.
+
+    ``env`` is added to the environment; ``command`` is what Python runs in place of samloop.
+    """
     import socket
     import subprocess
     import sys
@@ -119,27 +146,28 @@ def serving(studies: Path, scratch: Path, *options: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with (scratch / "server.log").open("w+") as log:
-        command = [sys.executable, "-m", "apps.samloop.cli", "serve"]
+    with (scratch / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--studies", str(studies), "--port", str(port), *options],
+            [sys.executable, *command, "serve", "--studies", str(studies), "--port", str(port), *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=scratch,
+            env={**os.environ, **(env or {})},
         )
-        url = f"http://127.0.0.1:{port}"
+        url = f"{'https' if '--certfile' in options else 'http'}://127.0.0.1:{port}"
         try:
             for _ in range(3000):
                 try:
-                    requests.get(f"{url}/info/", timeout=2).raise_for_status()
-                    break
+                    found = requests.get(f"{url}/ready", timeout=5, verify=False).json()
+                    if found["checks"]["engine"] == "ok":
+                        break
+                    time.sleep(0.1)
                 except requests.RequestException:
-                    log.seek(0)
-                    assert process.poll() is None, f"the server ended: {log.read()}"
+                    assert process.poll() is None, f"the server ended: {Path(log.name).read_text()}"
                     time.sleep(0.2)
             else:
                 pytest.fail("the server does not answer")
-            yield url
+            yield url, process
         finally:
             process.terminate()
             process.wait(60)

@@ -29,6 +29,20 @@ def test_slicer_skips_a_segment_in_the_middle():
     assert index_of_value([1, 3], entries(("liver", 1), ("aorta", 3)), LABELS) == {1: 1, 3: 3}
 
 
+@pytest.mark.parametrize(
+    ("present", "info"),
+    [
+        # 3D Slicer's list with strokes after the liver and no spleen, or a client's own values?
+        ([1, 3], entries(("liver", 1), ("spleen", 3), ("aorta", 4))),
+        # 3D Slicer's list with the background first and no spleen, or the project's own indices?
+        ([2], entries(("spleen", 2), ("aorta", 3))),
+    ],
+)
+def test_a_value_that_may_be_either_of_two_organs_is_refused(present, info):
+    with pytest.raises(InputError, match="in 3D Slicer move the segments background and scribbles"):
+        index_of_value(present, info, LABELS)
+
+
 def test_rest_clients_use_idx_as_the_value():
     assert index_of_value([3], entries(("aorta", 3)), LABELS) == {3: 3}
     assert index_of_value([5, 9], entries(("aorta", 9), ("liver", 5)), LABELS) == {5: 1, 9: 3}

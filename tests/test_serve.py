@@ -1,8 +1,7 @@
 """What `samloop serve` sets up before the server starts, and what it says."""
 
-import os
+import argparse
 import platform
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,24 +17,30 @@ from sam_infer.errors import InputError
 @pytest.fixture
 def started(monkeypatch, capsys):
     """A function that runs `serve` up to the point where it would listen; gives what it printed."""
+    known = {"total": 2}
     instance = SimpleNamespace(
-        datastore=lambda: SimpleNamespace(list_images=lambda: ["a", "b"]),
+        datastore=lambda: SimpleNamespace(status=lambda: known),
+        home=Path("/data/home"),
         project=SimpleNamespace(labels={"liver": 1, "spleen": 2}, device="cpu"),
         encoder=SimpleNamespace(engine=SimpleNamespace(name="bundled", fingerprint="0123456789abcdef")),
         info=lambda: {"train_stats": {"unet": {"best_metric": 0.5}}},
     )
     monkeypatch.setattr("monailabel.interfaces.utils.app.app_instance", lambda: instance)
-    monkeypatch.setattr("apps.samloop.server.create_app", lambda: None)
+    app = SimpleNamespace(state=SimpleNamespace(lifecycle=SimpleNamespace(failure=None)))
+    monkeypatch.setattr("apps.samloop.server.create_app", lambda access: app)
+    monkeypatch.setattr("apps.samloop.observe.configure", lambda log_format: None)
     monkeypatch.setattr(serve, "check_address", lambda host, port: None)
-    monkeypatch.setattr("uvicorn.run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("apps.samloop.lifecycle.GracefulServer.run", lambda server: None)
     for name in list(serve.settings_of(studies="", conf={}, port=1)):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("PYTHONPATH", "")
 
-    def run(studies):
-        args = dict.fromkeys(("project", "labels", "engine", "weights", "runtime"))
-        serve.run(SimpleNamespace(studies=studies, samples=False, host="127.0.0.1", port=8123, **args))
+    def run(studies, **status):
+        known.update(status)
+        commands = argparse.ArgumentParser().add_subparsers()
+        serve.add_parser(commands)
+        serve.run(commands.choices["serve"].parse_args(["--studies", studies, "--port", "8123"]))
         return capsys.readouterr().out
 
     return run
@@ -48,6 +53,9 @@ def test_greeting_names_what_answers(started, tmp_path):
     assert "/docs" not in local and "ohif" not in local
     remote = started("http://pacs.example/dicom-web")
     assert "  browser    http://localhost:8123/\n  OHIF       http://localhost:8123/ohif/\n" in remote
+    assert "  data       /data/home\n" in remote and "data" not in local and "PACS" not in remote
+    down = started("http://pacs.example/dicom-web", unavailable="the DICOMweb server x: no answer")
+    assert "  PACS       the DICOMweb server x: no answer\n" in down
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -69,22 +77,11 @@ def test_an_impossible_port_is_refused():
         serve.check_address("127.0.0.1", 99999)
 
 
-def test_tools_beside_the_interpreter_are_found_also_by_child_processes(started, tmp_path):
-    assert shutil.which("itkimage2segimage") is None
-    started(str(tmp_path))
-    tool = shutil.which("itkimage2segimage")
-    assert tool == str(Path(sys.executable).parent / "itkimage2segimage")
-    assert os.environ["PATH"].endswith("/usr/bin:/bin")
-    code = "import shutil; print(shutil.which('itkimage2segimage'))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == tool
-
-
-def test_the_case_list_of_a_dicomweb_server_does_not_go_stale():
+def test_settings_are_monai_labels():
     from monailabel.config import Settings
 
     found = serve.settings_of(studies="http://pacs.example/dicom-web", conf={}, port=8000)
     assert set(found) <= set(Settings.model_fields)
-    assert int(found["MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"]) <= 1 < 7200
 
 
 HOARD = """

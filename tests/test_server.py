@@ -506,7 +506,7 @@ def test_half_a_character_does_not_reach_the_index(served, kind):
 
 
 def test_bodies_held_in_memory_are_bounded(served):
-    from apps.samloop.server import MAX_BODY
+    from apps.samloop.bodies import MAX_BODY
 
     client, _, _ = served
     body = b'{"a": "' + b"x" * MAX_BODY + b'"}'

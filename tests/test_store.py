@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -181,15 +182,21 @@ def test_two_processes_writing_the_index_lose_nothing_of_each_other(folder, stor
 
 
 def test_readers_never_see_a_half_made_index(store, label, monkeypatch):
-    """While files are listed and written, another reader still sees the index from before."""
+    """While a change is written, another reader still sees the index from before, and does not wait."""
     seen = []
-    write_index = store._write
-    monkeypatch.setattr(
-        store, "_write", lambda model: (seen.append(len(store.list_images())), write_index(model))
-    )
+    append = store._journal.append
+
+    def watched(content):
+        end = append(content)
+        reader = threading.Thread(target=lambda: seen.append(store.list_images()))
+        reader.start()
+        reader.join(60)
+        return end
+
+    monkeypatch.setattr(store._journal, "append", watched)
     pathlib.Path(store.get_image_uri("b")).unlink()
     store.refresh()
-    assert seen == [2]
+    assert seen == [["a", "b"]]
     assert store.list_images() == ["a"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_infer.errors import InputError
+from sam_infer.errors import InputError, UnavailableError
 from sam_infer.intensity import Window
 from sam_infer.volumes import Image, stem
+
+logger = logging.getLogger(__name__)
 
 ReadImage = Callable[[Path], Image]
 WindowFor = Callable[[Image, Mapping[str, Any]], Window]
@@ -80,8 +83,17 @@ def accepted_cases(datastore: Datastore) -> list[Case]:
 
 
 def unlabelled_cases(datastore: Datastore, names: Iterable[str]) -> list[Case]:
-    """The images of some ids as cases without a label map; a remote store fetches them now."""
-    return [Case(case_id=name, image=Path(datastore.get_image_uri(name))) for name in names]
+    """The images of some ids as cases without a label map; a remote store fetches them now.
+
+    One that cannot be had is left out, with a warning.
+    """
+    cases = []
+    for name in names:
+        try:
+            cases.append(Case(case_id=name, image=Path(datastore.get_image_uri(name))))
+        except (InputError, UnavailableError) as error:
+            logger.warning("Case %s is left out: %s", name, error)
+    return cases
 
 
 class SliceSource(Protocol):

@@ -14,7 +14,6 @@ next training is judged against what serves then.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_infer.errors import InputError
-from sam_infer.files import copy_atomic, sync
+from sam_infer.files import copy_atomic, sha256_of, sync
 from trainers.evaluate import Score
 from trainers.rounds import Rounds
 
@@ -302,15 +301,6 @@ def publisher_of(folder: Path, name: str) -> Publisher:
         remedy = f"choose one of {', '.join(known)}" if known else "no model has been trained here yet"
         raise InputError("model", name, remedy, status=404)
     return known[name]
-
-
-def sha256_of(path: Path) -> str | None:
-    """Hex digest of a file's content; None where there is no file."""
-    try:
-        with path.open("rb") as reader:
-            return hashlib.file_digest(reader, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
 
 
 def _named(sha256: str, round_: int | None) -> str:

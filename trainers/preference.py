@@ -268,7 +268,7 @@ class PreferenceTrainer(SamRecipe):
             if name in accepted:
                 yield entry, accepted[name]
             elif name in open_cases:
-                yield entry, unlabelled_cases(now.datastore, [name])[0]
+                yield from ((entry, case) for case in unlabelled_cases(now.datastore, [name]))
 
     def model(self, network: Any, training: Mapping[str, Any]) -> TunedSam:
         """A network with what using it needs."""

@@ -81,7 +81,7 @@ class WeakBoxTrainer(UnetRecipe):
         boxed = self._boxed([*parts.unlabelled, *accepted])
         unlabelled = unlabelled_cases(datastore, [name for name in boxed if name not in accepted])
         known = {**accepted, **{c.case_id: c for c in unlabelled}}
-        return [(known[name], boxes) for name, boxes in boxed.items()]
+        return [(known[name], boxes) for name, boxes in boxed.items() if name in known]
 
     def _inputs(self, plan: Plan, parts: Parts, datastore: Datastore) -> Sequence[Case]:
         accepted = parts.training if plan.options["include_accepted"] else []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.samloop.proposals import StoredProposal
-from sam_infer.errors import InputError
+from sam_infer.errors import InputError, UnavailableError
 from sam_infer.files import write_atomic
 from sam_infer.tasks.reply import LabelmapTask
 from sam_infer.volumes import file_key
@@ -183,7 +183,7 @@ class Report:
 def _still_holds(before: Entry, case: Case, job: Job) -> bool:
     try:
         return case.kept(before) and before["mark"] == job.mark(case.find())
-    except (InputError, OSError):
+    except (InputError, UnavailableError, OSError):
         return False  # its turn comes, and tells what is wrong
 
 

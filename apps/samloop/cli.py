@@ -1,4 +1,4 @@
-"""The command line: samloop serve | predict | simulate | embed | weights | rollback."""
+"""The command line: samloop serve | predict | simulate | embed | weights | rollback | doctor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sam_infer.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    from apps.samloop import embed, predict, rollback, serve, simulate, weights
+    from apps.samloop import doctor, embed, predict, rollback, serve, simulate, weights
 
     parser = argparse.ArgumentParser(
         prog="samloop",
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     embed.add_parser(commands)
     weights.add_parser(commands)
     rollback.add_parser(commands)
+    doctor.add_parser(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import requests
 from numpy.typing import NDArray
 from requests_toolbelt.multipart.decoder import ImproperBodyPartContentException, MultipartDecoder
 
+from apps.samloop.tokens import read_token
 from sam_infer.geometry import Region
 from sam_infer.volumes import Image, extension, read_image
 
@@ -103,6 +105,8 @@ def read_bytes(content: bytes, filename: str) -> Image:
 class Client:
     """The routes that a viewer uses. Every method raises `ServerError` when the server does not serve it.
 
+    Shows the token that the environment names (``SAMLOOP_TOKEN_FILE``, ``SAMLOOP_TOKEN``), where it does.
+
     Args:
         server: Address, such as http://127.0.0.1:8000.
         client_id: How the server's records name this client.
@@ -114,6 +118,9 @@ class Client:
         self.client_id = client_id
         self._timeout = (min(CONNECT_SECONDS, timeout), timeout)
         self._session = requests.Session()
+        token = read_token(None, os.environ)
+        if token is not None:
+            self._session.headers["authorization"] = f"Bearer {token}"
 
     def info(self) -> dict[str, Any]:
         """What the server offers: labels, models, trainers, strategies, train_stats, datastore."""

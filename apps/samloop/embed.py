@@ -51,7 +51,8 @@ class _Tally:
 
 def run(args: argparse.Namespace) -> int:
     """Encode; 0 when all is there, 1 when something is not, 130 when it was interrupted."""
-    from apps.samloop.models import cores, embedding_store, home_of
+    from apps.samloop.home import home_of
+    from apps.samloop.models import cores, embedding_store
 
     begin = time.perf_counter()
     project = override(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,10 @@ MAX_DEPTH = 32
 MAX_ID_BYTES = 180
 #: Characters of a background task's request.
 MAX_TASK = 10_000
-_NAME = re.compile(r"[^\x00-\x1f/\\:*?\"<>|]+")
+#: No control characters, none that turn the direction of text around, none that Windows has a meaning for.
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069/\\:*?\"<>|]+")
+#: Names of devices, with any extension, on a folder that Windows serves.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -34,6 +38,7 @@ def is_id(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     plain = bool(_NAME.fullmatch(value)) and not value.startswith(".") and value == value.strip()
+    plain = plain and not _DEVICE.fullmatch(value)
     return short and plain and stem(f"{value}.nrrd") == value  # case.seg + .nrrd would be case + .seg.nrrd
 
 
@@ -48,19 +53,32 @@ def check_id(argument: str, value: str) -> str:
             argument,
             value,
             f'send an id of 1 to {MAX_ID_BYTES} bytes, none of / \\ : * ? " < > |, no dot at its '
-            "start and no .seg at its end",
+            "start, no .seg at its end, and no name of a device such as CON",
         )
     return value
+
+
+def same_file(value: str) -> str:
+    """What is equal of two ids whose files some file systems take for one: Unicode's form, and capitals."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", value).casefold())
+
+
+def is_tag(value: str) -> bool:
+    """Whether a name can be a tag: a folder that cannot lie outside the store, nor be another one's."""
+    plain = bool(_TAG.fullmatch(value)) and not value.endswith(".") and not _DEVICE.fullmatch(value)
+    return plain and (value.islower() or value.lower() not in list(DefaultLabelTag))
 
 
 def check_tag(value: str) -> str:
     """A label tag that cannot leave the store.
 
     Raises:
-        InputError: When it is anything but letters, digits, dot, dash and underscore.
+        InputError: When it is anything but letters, digits, dot, dash and underscore, or "final" and
+            "original" in capitals, which some file systems take for the same.
     """
-    if not _TAG.fullmatch(value):
-        raise InputError("tag", value, "send letters, digits, '.', '-' and '_' only, 64 at most")
+    if not is_tag(value):
+        remedy = "send letters, digits, '.', '-' and '_', 64 at most; final and original in small letters"
+        raise InputError("tag", value, remedy)
     return value
 
 

@@ -13,8 +13,9 @@ def index_of_value(present: Iterable[int], label_info: object, labels: Mapping[s
 
     3D Slicer exports the n-th listed segment as value n, while the ``idx`` that it sends counts segments
     that it did not export too; other clients use ``idx`` as the value. So a value is taken from ``value``
-    where all entries have one, else by position where every present value is a position in the list and the
-    indices are Slicer's (they run without a hole, or rise and are not the values), else by ``idx``.
+    where all entries have one; else by position where every present value is one and the indices rise; else
+    by ``idx``. Where both can be meant and differ, it is by position if the indices run without a hole from
+    what cannot be the project's own; else the label is refused, as one of the two would be a wrong organ.
 
     Args:
         present: The values in the file, 0 excepted.
@@ -26,14 +27,15 @@ def index_of_value(present: Iterable[int], label_info: object, labels: Mapping[s
         File value -> project index, for every present value.
 
     Raises:
-        InputError: When a present value has no entry, or its name is not a label of the project.
+        InputError: When a present value has no entry or may be either of two names, or its name is not a
+            label of the project.
     """
     values = sorted(set(present) - {0})
     known = ", ".join(f"{index} = {name}" for name, index in labels.items())
     if not label_info:
         names: dict[int, str] = {index: name for name, index in labels.items()}
     else:
-        names = _names(_entries(label_info), values)
+        names = _names(_entries(label_info), values, labels)
     mapping = {}
     for value in values:
         if value not in names:
@@ -66,7 +68,7 @@ def _entries(label_info: object) -> list[dict[str, Any]]:
     return label_info
 
 
-def _names(entries: list[dict[str, Any]], values: list[int]) -> dict[int, str]:
+def _names(entries: list[dict[str, Any]], values: list[int], labels: Mapping[str, int]) -> dict[int, str]:
     explicit = ["value" in entry for entry in entries]
     if all(explicit):
         return {entry["value"]: entry["name"] for entry in entries}
@@ -74,10 +76,38 @@ def _names(entries: list[dict[str, Any]], values: list[int]) -> dict[int, str]:
         raise InputError("label_info", entries, "send value with all entries or with none")
     positions = {position: entry["name"] for position, entry in enumerate(entries, start=1)}
     indices = [entry.get("idx", position) for position, entry in enumerate(entries, start=1)]
+    by_idx = {index: entry["name"] for index, entry in zip(indices, entries, strict=True)}
     rising = indices == sorted(set(indices))
-    as_slicer = rising and (
-        indices[-1] - indices[0] == len(indices) - 1 or any(value not in indices for value in values)
-    )
-    if as_slicer and all(value in positions for value in values):
+    if not rising or any(value not in positions for value in values):
+        return by_idx
+    doubtful = [value for value in values if value in by_idx and by_idx[value] != positions[value]]
+    if not doubtful or any(value not in by_idx for value in values):
         return positions
-    return {index: entry["name"] for index, entry in zip(indices, entries, strict=True)}
+    without_hole = indices[-1] - indices[0] == len(indices) - 1
+    if without_hole and any(labels.get(name) != index for index, name in by_idx.items()):
+        return positions
+    value = doubtful[0]
+    raise InputError(
+        "label",
+        value,
+        f"either {positions[value]} (segment {value} of the list) or {by_idx[value]} (its idx); in 3D Slicer "
+        "move the segments background and scribbles to the end of the list, or send value in label_info",
+        status=422,
+    )
+
+
+def stored_info(label_info: object, labels: Mapping[str, int]) -> dict[str, Any]:
+    """``label_info`` as it is true of the stored file, whose values are the project's indices.
+
+    Args:
+        label_info: As the client sent it, checked by `index_of_value`.
+        labels: The project's label name -> index.
+
+    Returns:
+        {"label_info": entries of the project's labels with their index as ``idx`` and ``value``}; {} where
+        none was sent.
+    """
+    if not isinstance(label_info, list) or not label_info:
+        return {}
+    entries = {entry["name"]: entry for entry in label_info if entry["name"] in labels}
+    return {"label_info": [{**e, "idx": labels[name], "value": labels[name]} for name, e in entries.items()]}

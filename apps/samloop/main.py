@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,14 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from apps.samloop.batchinfer import batch_infer
 from apps.samloop.clickboxes import click_boxes
+from apps.samloop.home import home_of, is_remote
 from apps.samloop.incoming import check_result_tag, check_tag
-from apps.samloop.models import Models, cores, home_of
+from apps.samloop.models import Models, cores
+from apps.samloop.pacs.connect import dicom_datastore
+from apps.samloop.pacs.refusals import NoVolumeError
+from apps.samloop.pacs.store import DicomDatastore
 from apps.samloop.project import Project, load_project, override
+from apps.samloop.sessions import remove_expired
 from apps.samloop.shared_cores import SharedCores
 from apps.samloop.store import SafeDatastore
 from sam_infer.ahead import EncodeAhead
@@ -56,6 +61,8 @@ class SamloopApp(MONAILabelApp):
         self.models = Models(self.project, self.home)
         self.library, self.encoder = self.models.library, self.models.encoder
         self.ahead = EncodeAhead(encoder=self.encoder, library=self.library)
+        #: Told of each answer: the model's name, and the answer's JSON. The served application counts them.
+        self.answered: Callable[[str, Mapping[str, Any]], None] = lambda model, params: None
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -70,9 +77,11 @@ class SamloopApp(MONAILabelApp):
         return [*self.project.labels, *([BACKGROUND] if "sam_multi" in self.project.models else [])]
 
     def init_datastore(self) -> Datastore:
-        """The safe local store, or MONAI Label's own for a URL."""
-        if self.studies.startswith(("http://", "https://")):
+        """The safe local store, the PACS's for a URL, or MONAI Label's own for XNAT and DSA."""
+        if is_remote(self.studies) and settings.MONAI_LABEL_DATASTORE:
             return super().init_datastore()
+        if is_remote(self.studies):
+            return dicom_datastore(self.studies, self.home, self.project.labels, self.library.read)
         return SafeDatastore(
             self.studies,
             labels=self.project.labels,
@@ -148,6 +157,7 @@ class SamloopApp(MONAILabelApp):
         drawn = click_boxes(request, self.library.read, self.project.labels)
         with self.ahead.request(), self.cores.request():
             file, params = task.answer(request)
+        self.answered(request["model"], params)
         if drawn is not None:
             params["stored_boxes"] = drawn.store(self.models.boxes)
         if self.project.encode_ahead and self._server_mode and not transient and "window" in params:
@@ -213,6 +223,21 @@ class SamloopApp(MONAILabelApp):
             )
         return str(uri)
 
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next case by a strategy; series of a PACS that turn out to be no volume are passed over."""
+        while True:
+            try:
+                return dict(super().next_sample(request))
+            except NoVolumeError as error:
+                logger.warning("The next case is another: %s", error)
+
+    def server_mode(self, mode: bool) -> None:
+        """Begin to serve, or end: what waits for the PACS is sent only while this process serves."""
+        super().server_mode(mode)
+        store = self.datastore()
+        if isinstance(store, DicomDatastore):
+            (store.start if mode else store.stop)()
+
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a model over many images; see `apps.samloop.batchinfer`. Returns the report's totals."""
         if not self._server_mode:
@@ -224,6 +249,11 @@ class SamloopApp(MONAILabelApp):
         if not self._server_mode:
             os.nice(10)
         return super().train(request)
+
+    def cleanup_sessions(self) -> None:
+        """Remove the sessions that have expired."""
+        if (sessions := self.sessions()) is not None:
+            remove_expired(sessions)
 
     def warm_up(self) -> None:
         """Load the engine and run it once, so that the first click does not pay for it."""

@@ -5,7 +5,6 @@ The served application and `samloop predict` make them here, so that both answer
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -15,7 +14,6 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from apps.samloop.project import Project
-from apps.samloop.store import HOME
 from sam_infer.autoclip import ClipOptions
 from sam_infer.clip.model import ClipModel
 from sam_infer.clip.source import ClipFolder
@@ -208,11 +206,3 @@ def embedding_store(project: Project, home: Path) -> EmbeddingStore | None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def home_of(studies: str) -> Path:
-    """Where models and history are kept: beside local images, in the user's cache for a URL."""
-    if studies.startswith(("http://", "https://")):
-        name = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
-        return Path.home() / ".cache" / "samloop" / name
-    return Path(studies).expanduser().resolve() / HOME

@@ -5,19 +5,21 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-_STYLE = (
+#: Of every page.
+STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
     "td{padding:.1em 1em .1em 0;vertical-align:top}code{background:#eee}"
 )
 
 
-def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool) -> str:
+def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool, user: str | None) -> str:
     """HTML of the page.
 
     Args:
         info: What `/info/` answers.
         routes: ``paths`` of the OpenAPI schema.
         ohif: Whether the OHIF viewer has a DICOMweb server to show.
+        user: Who logged in; None where nobody has to.
     """
     models = _table([(name, model.get("description", "")) for name, model in info["models"].items()])
     stats = info["datastore"]
@@ -29,13 +31,16 @@ def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool) -> str:
         ]
     )
     viewer = '<li><a href="/ohif/">OHIF viewer</a></li>' if ohif else ""
+    leave = (
+        f'<form method="post" action="/logout">{escape(user)} <button>Log out</button></form>' if user else ""
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(info["name"])}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(info['name'])}</h1>"
+        f"<style>{STYLE}</style>{leave}<h1>{escape(info['name'])}</h1>"
         f"<p>{stats.get('completed', 0)} of {stats.get('total', 0)} images accepted. In 3D Slicer, open the "
         f"module <em>MONAI Label</em> and enter this page's address.</p><ul>{viewer}"
         '<li><a href="/info/">info</a></li><li><a href="/datastore/?output=all">datastore</a></li>'
-        '<li><a href="/docs">try the routes</a> (that page needs internet)</li></ul>'
+        '<li><a href="/openapi.json">the routes, for programs</a></li></ul>'
         f"<h2>Models</h2>{models}<h2>Routes</h2>{calls}</html>"
     )
 

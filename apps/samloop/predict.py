@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from apps.samloop.batch import Case, Entry, Job, run_batch, runnable
+from apps.samloop.home import add_data_argument, home_of, use_data
 from apps.samloop.project import add_engine_arguments, load_project, override
 from apps.samloop.simulate import key_value
 from sam_infer.errors import InputError
@@ -32,10 +33,11 @@ def add_parser(commands: Any) -> None:
     add("--model", required=True, help="a model that needs no prompts, such as unet or sam_auto_net")
     add("--images", required=True, type=Path, metavar="DIR", help="folder of images (not its subfolders)")
     add("--out", required=True, type=Path, metavar="DIR", help="where label maps and report.json go")
-    add("--studies", metavar="DIR", help="whose trained models are used (default: those of --images)")
+    add("--studies", metavar="DIR|URL", help="whose trained models are used (default: those of --images)")
     add("--project", type=Path, help="project file (default: the one of this package)")
     add("--labels", help="names in the order of their indices from 1, as in liver,kidney")
     add_engine_arguments(parser)
+    add_data_argument(parser)
     add("--format", choices=[kind[1:] for kind in FORMATS], help="default: png for pictures, else nii.gz")
     add("--param", action="append", default=[], metavar="KEY=VALUE", help="sent to the model")
     add("--restart", action="store_true", help="do all images, also those that were done before")
@@ -44,8 +46,9 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict; 0 when all is there, 1 when an image failed."""
-    from apps.samloop.models import Models, cores, home_of
+    from apps.samloop.models import Models, cores
 
+    use_data(args.data)
     images, out = args.images.expanduser().resolve(), args.out.expanduser().resolve()
     files = _images(images)
     if out == images:

@@ -79,6 +79,7 @@ class Project:
         embeddings_disk_mb: Limit of slice embeddings on disk; 0 = none are kept there.
         infer_workers: Inferences at once.
         encode_ahead: Whether the slices of a case in use are encoded while nobody waits.
+        accept_button: Whether the OHIF viewer gets a bar that accepts what is segmented in it.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Project:
     embeddings_disk_mb: int
     infer_workers: int
     encode_ahead: bool
+    accept_button: bool
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -214,9 +216,10 @@ def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
         least = 0 if key == "embeddings_disk_mb" else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"limits.{key}", value, f"give a whole number, {least} or more")
-    ahead = settings["encode_ahead"]
-    if not isinstance(ahead, bool):
-        raise InputError("encode_ahead", ahead, "give true or false")
+    ahead, accept = settings["encode_ahead"], settings["viewer"]["accept_button"]
+    for name, value in (("encode_ahead", ahead), ("viewer.accept_button", accept)):
+        if not isinstance(value, bool):
+            raise InputError(name, value, "give true or false")
 
     def path(key: str, value: object, what: str) -> Path | None:
         if not isinstance(value, str | None):
@@ -247,6 +250,7 @@ def _project(settings: Mapping[str, Any], *, folder: Path) -> Project:
         text_encoder=_one_of("texts.encoder", texts["encoder"], TEXT_ENCODERS),
         texts=_texts(settings, labels, path("texts.answers", texts["answers"], "a model's folder")),
         encode_ahead=ahead,
+        accept_button=accept,
         **limits,
     )
 

@@ -10,6 +10,7 @@ import getpass
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from apps.samloop.home import add_data_argument, home_of, use_data
 from sam_infer.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,16 +24,17 @@ def add_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a trained model, such as unet")
-    add("--studies", required=True, metavar="DIR", help="whose trained models; as for `samloop serve`")
+    add("--studies", required=True, metavar="DIR|URL", help="whose trained models; as for `samloop serve`")
+    add_data_argument(parser)
     add("--list", action="store_true", help="print what was decided of each model, and change nothing")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Take a model back, or list what there is."""
-    from apps.samloop.models import home_of
     from trainers.gate import publisher_of, publishers
 
+    use_data(args.data)
     folder = home_of(args.studies) / "models"
     if args.list:
         names = [args.model] if args.model else list(publishers(folder))

@@ -7,11 +7,14 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from apps.samloop import access
+from apps.samloop.home import add_data_argument, is_remote, use_data
 from apps.samloop.project import add_engine_arguments
 from sam_infer.errors import InputError
 from sam_infer.volumes import extension
@@ -29,6 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--project", type=Path, help="project file (default: the one of this package)")
     parser.add_argument("--labels", help="names in the order of their indices from 1, as in liver,kidney")
     add_engine_arguments(parser)
+    add_data_argument(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     parser.add_argument(
@@ -36,13 +40,17 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="write CT phantoms with their ground truth into --studies if it holds no image",
     )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="of the log, on standard error"
+    )
+    access.add_arguments(parser)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Start the server; returns when it has ended."""
     give_back_memory()
-    remote = _remote(args.studies)
+    remote = is_remote(args.studies)
     studies = args.studies if remote else str(Path(args.studies).expanduser().resolve())
     if not remote:
         _prepare(Path(studies), samples=args.samples)
@@ -58,21 +66,42 @@ def run(args: argparse.Namespace) -> int:
         }.items()
         if value
     }
+    use_data(args.data)
     os.environ.update(settings_of(studies=studies, conf=conf, port=args.port))
     prepend("PYTHONPATH", Path(__file__).resolve().parents[2])
-    # MONAI Label downloads dcmqi's tools where it does not find them; they lie beside the interpreter.
-    prepend("PATH", Path(sys.executable).parent)
 
     import uvicorn
+    from monailabel.config import settings
 
+    from apps.samloop import lifecycle, observe
+    from apps.samloop.scratch import scratch
     from apps.samloop.server import create_app
 
+    allowed = access.access_of(args, os.environ, openid=settings.MONAI_LABEL_AUTH_ENABLE)
+    observe.configure(args.log_format)
     # The stock session cleaner tells its life to the console; a filter outlives the stock logging set-up.
     logging.getLogger("timeloop").addFilter(lambda record: record.levelno >= logging.WARNING)
-    app = create_app()
-    _greet(args.host, args.port, studies)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=30)
-    return 0
+    with scratch():
+        app = create_app(allowed)
+        config = uvicorn.Config(
+            app,
+            host=args.host,
+            port=args.port,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=lifecycle.GRACE,
+            ssl_certfile=args.certfile,
+            ssl_keyfile=args.keyfile,
+        )
+        _greet(args.host, args.port, studies, scheme="https" if args.certfile else "http")
+        server = lifecycle.GracefulServer(config, lifecycle=app.state.lifecycle)
+        server.run()
+        lifecycle.kill(os.getpid(), itself=False)
+    if app.state.lifecycle.failure is not None and server.told is None:
+        raise app.state.lifecycle.failure
+    return 130 if server.told == signal.SIGINT else 0
 
 
 def give_back_memory() -> None:
@@ -107,10 +136,6 @@ def prepend(variable: str, folder: Path) -> None:
     os.environ[variable] = f"{folder}{os.pathsep}{given}" if given else str(folder)
 
 
-def _remote(studies: str) -> bool:
-    return studies.startswith(("http://", "https://"))
-
-
 def _prepare(studies: Path, *, samples: bool) -> None:
     if not studies.is_dir() and not samples:
         raise InputError("--studies", str(studies), "no such folder; create it and put images into it")
@@ -133,26 +158,26 @@ def settings_of(*, studies: str, conf: dict[str, str], port: int) -> dict[str, s
         "MONAI_LABEL_SERVER_PORT": str(port),
         "MONAI_LABEL_TRACKING_ENABLED": "false",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
-        # Seconds for which the list of a DICOMweb server's cases is kept; stock are two hours, in which an
-        # accepted case is offered again. One spares a request's own repeated questions and little else.
-        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1",
     }
 
 
-def _greet(host: str, port: int, studies: str) -> None:
+def _greet(host: str, port: int, studies: str, *, scheme: str) -> None:
     from monailabel.interfaces.utils.app import app_instance
 
     instance = app_instance()
-    url = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::') else host}:{port}"
-    count = len(instance.datastore().list_images())
+    url = f"{scheme}://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::') else host}:{port}"
+    known = instance.datastore().status()
+    count = known["total"]
     labels = ", ".join(f"{index} {name}" for name, index in instance.project.labels.items())
     engine = instance.encoder.engine
     stats = list(instance.info()["train_stats"].values())
     trained = stats[0].get("best_metric") if stats else None
-    ohif = f"\n  OHIF       {url}/ohif/" if _remote(studies) else ""
+    ohif = f"\n  OHIF       {url}/ohif/" if is_remote(studies) else ""
+    data = f"\n  data       {instance.home}" if is_remote(studies) else ""
+    down = f"\n  PACS       {known['unavailable']}" if "unavailable" in known else ""
     print(
         f"""samloop serves {count} images from {studies}
-  labels     {labels}
+  labels     {labels}{data}{down}
   engine     {engine.name} on {instance.project.device}, weights {engine.fingerprint[:12]}
   unet       {f"trained, Dice {trained:.3f} on held-out cases" if trained else "not trained yet"}
   browser    {url}/{ohif}

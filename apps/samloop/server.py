@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import re
-import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 from monailabel.config import settings
@@ -32,8 +29,6 @@ from monailabel.endpoints import (
     login,
     logs,
     model,
-    ohif,
-    proxy,
     scoring,
     session,
     train,
@@ -44,28 +39,36 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.utils.async_tasks.utils import stop_background_task
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+import apps.samloop.routes.auth as own_auth
 import apps.samloop.routes.batch as own_batch
 import apps.samloop.routes.boxes as own_boxes
 import apps.samloop.routes.datastore as own_datastore
+import apps.samloop.routes.dicomweb as own_dicomweb
+import apps.samloop.routes.health as own_health
 import apps.samloop.routes.infer as own_infer
 import apps.samloop.routes.learn as own_learn
+import apps.samloop.routes.ohif as own_ohif
 import apps.samloop.routes.preference as own_preference
 import apps.samloop.routes.published as own_published
 import apps.samloop.routes.session as own_session
+import apps.samloop.routes.versions as own_versions
 from apps.samloop import page
+from apps.samloop.access import Access
+from apps.samloop.bodies import media_type
+from apps.samloop.browser import BrowserHeaders
+from apps.samloop.gauges import metrics_of
+from apps.samloop.guard import RETRY, USER_KEY
 from apps.samloop.incoming import check_id, check_tag, parse_object
-from sam_infer.errors import InputError, UnavailableError
-
-logger = logging.getLogger(__name__)
+from apps.samloop.lifecycle import Lifecycle
+from apps.samloop.observe import Observe
+from apps.samloop.perimeter import secure
+from apps.samloop.pool import InferPool
+from sam_infer.errors import InputError, StorageError, UnavailableError
 
 _SESSION = re.compile(r"[0-9a-fA-F-]{1,64}")
-#: Bytes of a body that is no form: JSON, which is held in memory.
-MAX_BODY = 4 << 20
 #: What the index says of an image or label of itself.
-KEPT_INFO = {"id", "name", "path", "strategy", "ts"}
+KEPT_INFO = {"id", "name", "path", "restored", "strategy", "ts"}
 #: Stock routes that are not served: served weights change by the publish gate, and back by a rollback.
 _DROPPED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
 _FAMILIES = {
@@ -78,30 +81,40 @@ _FAMILIES = {
 }
 
 
-def create_app() -> FastAPI:
-    """The FastAPI application, configured by MONAI Label's settings (environment)."""
+def create_app(access: Access | None = None) -> FastAPI:
+    """The FastAPI application, configured by MONAI Label's settings (environment).
+
+    Args:
+        access: Who may use it, and how much; by default everybody who can reach it.
+    """
     instance = app_instance()
-    pool = ThreadPoolExecutor(thread_name_prefix="infer", max_workers=int(instance.project.infer_workers))
+    pool = InferPool(workers=int(instance.project.infer_workers))
     remote = str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://"))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         instance.server_mode(True)
         instance.on_init_complete()
-        await asyncio.get_running_loop().run_in_executor(pool, instance.warm_up)
-        logger.info("Ready")
+        lifecycle.begin()
         yield
-        for method in ("train", "batch_infer"):
-            stop_background_task(method)
-        pool.shutdown(wait=True, cancel_futures=True)
-        instance.ahead.close()
+        await asyncio.to_thread(lifecycle.end)
 
-    app = FastAPI(title="samloop", lifespan=lifespan, redoc_url=None, dependencies=[Depends(_check)])
-    app.state.pool = pool
-    app.add_middleware(_BoundedBody)
-    if settings.MONAI_LABEL_CORS_ORIGINS:
-        origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app = FastAPI(
+        title="samloop",
+        lifespan=lifespan,
+        dependencies=[Depends(_check)],
+        docs_url=None,  # these two pages fetch scripts from the internet
+        redoc_url=None,
+    )
+    folder = instance.home if remote else Path(instance.studies)
+    folder.mkdir(parents=True, exist_ok=True)
+    disks = secure(app, access or Access(), folder=folder)
+    lifecycle = Lifecycle(instance=instance, pool=pool, disks=disks, folder=folder)
+    metrics = metrics_of(instance, pool, disks)
+    instance.answered = metrics.answered
+    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(BrowserHeaders)
+    app.state.pool, app.state.lifecycle, app.state.metrics = pool, lifecycle, metrics
     _add_error_handlers(app)
     taken = set(_DROPPED)
     owns = (
@@ -112,21 +125,32 @@ def create_app() -> FastAPI:
         own_boxes,
         own_preference,
         own_datastore,
+        own_versions,
         own_session,
+        own_ohif,
+        own_health,
     )
     for own in (module.router for module in owns):
         app.include_router(own)
         taken |= {(method, route.path) for route in _routes(own) for method in route.methods or ()}
-    stock = [info, model, batch_infer, train, scoring, datastore, logs, session, ohif]
-    for module in [*stock, login] if settings.MONAI_LABEL_AUTH_ENABLE else stock:
+    if app.state.door is not None:
+        app.include_router(own_auth.router)
+    stock = [info, model, batch_infer, train, scoring, datastore, logs, session]
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        app.include_router(own_auth.openid)
+        taken.add(("POST", "/auth/token"))
+        stock.append(login)
+    for module in stock:
         app.include_router(_threaded(module.router, taken))
     if remote:
-        app.include_router(proxy.router)
+        app.include_router(own_dicomweb.router)
 
     @app.get("/", include_in_schema=False)
-    def home() -> HTMLResponse:
+    def home(request: Request) -> HTMLResponse:
         """What is served, and every route."""
-        return HTMLResponse(page.render(app_instance().info(), app.openapi()["paths"], ohif=remote))
+        user = request.scope.get(USER_KEY) if app.state.door is not None else None
+        routes = app.openapi()["paths"]
+        return HTMLResponse(page.render(app_instance().info(), routes, ohif=remote, user=user))
 
     return app
 
@@ -180,7 +204,9 @@ async def _check(request: Request) -> None:
     path = getattr(request.scope.get("route"), "path", "")
     query = request.query_params
     if path.startswith(("/infer", "/datastore", "/preference")):
-        for argument in ("image", "label", "id"):
+        # 3D Slicer names a session's volume as the scene does: it is no id, and not looked at.
+        unnamed = path.startswith("/infer") and query.get("session_id")
+        for argument in ("label", "id") if unnamed else ("image", "label", "id"):
             if query.get(argument):
                 check_id(argument, query[argument])
         if query.get("tag"):
@@ -199,7 +225,7 @@ async def _check(request: Request) -> None:
             raise InputError(argument, name, choices, status=404)
     if path == "/logs/gpu" and shutil.which("nvidia-smi") is None:
         raise InputError("logs", "gpu", "this server has no NVIDIA GPU", status=404)
-    kind = _media_type(request.headers.get("content-type", ""))
+    kind = media_type(request.headers.get("content-type", ""))
     if kind == "application/json" or kind.endswith("+json"):
         body = await request.body()
         if body.strip() != b"null":
@@ -213,29 +239,6 @@ async def _check(request: Request) -> None:
                 raise InputError(key, sent[key], "the server keeps this itself; leave it out")
 
 
-def _media_type(header: str) -> str:
-    return header.split(";")[0].strip().lower()
-
-
-class _BoundedBody:
-    """Refuses bodies that are held in memory and larger than `MAX_BODY`; uploads go to disk as they come."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope.get("headers") or ())
-        form = _media_type(headers.get(b"content-type", b"").decode("latin-1")) == "multipart/form-data"
-        upload = form and scope.get("path", "").startswith(("/infer/", "/datastore/", "/session/"))
-        if scope["type"] == "http" and not upload:
-            length = headers.get(b"content-length", b"0")
-            if b"transfer-encoding" in headers or not length.isdigit() or int(length) > MAX_BODY:
-                detail = f"body: send its length, {MAX_BODY} bytes at most; files go into a multipart form"
-                await JSONResponse({"detail": detail}, status_code=413)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
 def _add_error_handlers(app: FastAPI) -> None:
     def answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"detail": detail}, status_code=status, headers=headers)
@@ -246,7 +249,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(UnavailableError)
     async def unavailable(_: Request, error: UnavailableError) -> JSONResponse:
-        return answer(503, str(error), {"retry-after": "5"})
+        return answer(503, str(error), RETRY)
+
+    @app.exception_handler(StorageError)
+    async def not_written(_: Request, error: StorageError) -> JSONResponse:
+        return answer(507, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -261,9 +268,3 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MONAILabelException)
     async def stock_error(_: Request, error: MONAILabelException) -> JSONResponse:
         return answer(400, str(error.msg))
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        number = secrets.token_hex(4)
-        logger.error("Unexpected error %s", number, exc_info=error)
-        return answer(500, f"Unexpected {type(error).__name__}; the server's log has it under {number}")

@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import shutil
-import threading
+import errno
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
-from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
-from watchdog.events import FileSystemEvent
+from monailabel.interfaces.exception import ImageNotFoundException
 
-from apps.samloop.incoming import check_id, check_tag, is_id
-from apps.samloop.labelinfo import index_of_value
-from sam_infer.errors import InputError
-from sam_infer.files import copy_atomic, sweep, write_atomic
+from apps.samloop.history import IMAGES, lines_about, versions
+from apps.samloop.incoming import check_id, check_tag, same_file
+from apps.samloop.index import Entry, Objects, case_of, label_of
+from apps.samloop.indexed import IndexedDatastore
+from apps.samloop.journal import HOME as HOME
+from apps.samloop.journal import Line, encoded, line, made_by, said_by
+from apps.samloop.labelinfo import index_of_value, stored_info
+from sam_infer.errors import InputError, StorageError
+from sam_infer.files import place, sha256_of, staged, sync, synced_writer
 from sam_infer.volumes import (
-    EXTENSIONS,
     NIFTI,
     NRRD,
+    Image,
     extension,
+    file_key,
     fit_labelmap,
     labelmap_bytes,
     read_image,
     stem,
 )
 
-logger = logging.getLogger(__name__)
+#: A full disk or quota, a disk that became read-only or fails, files of another user.
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+#: Of a version's info: who saved it, and the names of its file's values before they became the project's.
+_NOT_RESTORED = {"user", "client_id", "restored", "label_info"}
 
-#: What the application keeps beside the images: models, history of labels, damaged indexes.
-HOME = ".samloop"
-Objects = dict[str, ImageLabelModel]
 
-
-class SafeDatastore(LocalDatastore):
+class SafeDatastore(IndexedDatastore):
     """MONAI Label's local datastore, made safe.
 
-    - The index and every file are written to a temporary name, synced, and moved into place.
-    - Each change starts from the index as it is on disk, since batch inference writes it too, and becomes
-      visible as a whole: readers need no lock.
-    - A damaged index is set aside and rebuilt from the files instead of refusing to start.
+    - Every file is written to a temporary name, synced, and moved into place; every change is a synced line
+      of the journal (`apps.samloop.journal`) before it is answered.
+    - A damaged index is set aside and rebuilt from the journal and the files instead of refusing to start.
     - A label or image that is replaced or removed goes to ``.samloop/history``, and not before what replaces
-      it is there.
+      it is on the disk. Every version of a label can be listed, downloaded and put back.
     - Labels must be readable, of the image's shape, with values among the project's labels.
 
     Args:
@@ -57,210 +56,108 @@ class SafeDatastore(LocalDatastore):
         labels: Label name -> index of the project.
         auto_reload: Watch the folder for files that come and go.
         read_only: Do not reconcile the index with the files.
+        read: Path to image; one that caches spares reading a volume that was just looked at.
+
+    Raises:
+        InputError: When the folder cannot be written, or its labels would be written elsewhere.
     """
 
-    _datastore: LocalDatastoreModel
-
     def __init__(
-        self, folder: str, *, labels: dict[str, int], auto_reload: bool = True, read_only: bool = False
+        self,
+        folder: str,
+        *,
+        labels: dict[str, int],
+        auto_reload: bool = True,
+        read_only: bool = False,
+        read: Callable[[Path], Image] = read_image,
     ) -> None:
-        self._mutex = threading.RLock()
-        self._file_lock = FileLock(str(Path(folder, ".lock")))
         self._label_indices = labels
-        self._loaded: tuple[int, int] | None = None
-        self._unserved: set[str] = set()
-        for place in (Path(folder), *Path(folder, "labels").glob("*")):
-            sweep(place)
-        super().__init__(
-            folder,
-            extensions=[f"*{e}" for e in EXTENSIONS if e != ".seg.nrrd"],
-            auto_reload=auto_reload,
-            read_only=read_only,
-        )
-        if auto_reload:
-            self._handler.on_moved = self._on_moved
-
-    # Index
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Alone among threads and processes, with the index as it is on disk."""
-        with self._mutex, self._file_lock:
-            self._load()
-            yield
-
-    @contextmanager
-    def _changing(self) -> Iterator[Objects]:
-        """The index's objects, to be changed in place (their values replaced); written at the end."""
-        with self._locked():
-            objects = dict(self._datastore.objects)
-            yield objects
-            changed = self._datastore.model_copy(update={"objects": objects})
-            self._write(changed)
-            self._datastore = changed
-
-    def _load(self) -> None:
-        path = Path(self._datastore_config_path)
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            return
-        if self._loaded == (stat.st_mtime_ns, stat.st_ino):
-            return
-        try:
-            found = LocalDatastoreModel.model_validate_json(path.read_bytes())
-        except ValueError as error:
-            aside = Path(self._datastore_path, HOME, f"datastore_v2.{time.time_ns()}.damaged.json")
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(aside)
-            logger.error("The index was damaged (%s); moved to %s, rebuilt from the files", error, aside)
-            self._loaded = None
-            return
-        found.base_path = self._datastore_path
-        self._datastore = found
-        self._loaded = (stat.st_mtime_ns, stat.st_ino)
-
-    def _write(self, model: LocalDatastoreModel) -> None:
-        path = Path(self._datastore_config_path)
-        content = model.model_dump(exclude={"base_path"})
-        write_atomic(path, json.dumps(content, default=str, allow_nan=False, ensure_ascii=False).encode())
-        stat = path.stat()
-        self._loaded = (stat.st_mtime_ns, stat.st_ino)
-
-    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        with self._locked():
-            pass
-
-    def _update_datastore_file(self, lock: bool = True) -> None:
-        with self._mutex, self._file_lock:
-            self._write(self._datastore)
-
-    def _reconcile_datastore(self) -> None:
-        """Make the index say what the folders hold; what it knows of files that are still there stays."""
-        with self._locked():
-            images = self._files(Path(self._datastore.image_path()))
-            tags = [f.name for f in Path(self._datastore.label_path(None)).iterdir() if f.is_dir()]
-            labels = {tag: self._files(Path(self._datastore.label_path(tag))) for tag in tags}
-            before = self._datastore.objects
-            objects: Objects = {}
-            for name in [n for n in before if n in images] + [n for n in images if n not in before]:
-                known = before.get(name)
-                objects[name] = ImageLabelModel(
-                    image=_entry(name, images[name], known.image if known else None),
-                    labels={
-                        tag: _entry(name, files[name], known.labels.get(tag) if known else None)
-                        for tag, files in labels.items()
-                        if name in files
-                    },
-                )
-            if objects != before:
-                with self._changing() as current:
-                    current.clear()
-                    current.update(objects)
-
-    def _files(self, folder: Path) -> dict[str, list[str]]:
-        """Extensions by id of the images, or labels, in a folder, the newest first."""
-        found: dict[str, list[str]] = {}
-        for file in sorted(folder.iterdir()):
-            if extension(file) and file.is_file() and self._servable(file):
-                found.setdefault(stem(file), []).append(file.name[len(stem(file)) :])
-        for name, kinds in found.items():
-            if len(kinds) > 1:
-                kinds.sort(key=lambda kind: -_modified(folder / f"{name}{kind}"))
-                self._warn(folder / f"{name}{kinds[1]}", f"{name}{kinds[0]} has the same id and is newer")
-        return found
-
-    def _servable(self, file: Path) -> bool:
-        if not is_id(stem(file)):
-            if not file.name.startswith("."):
-                self._warn(file, "its name cannot be an id, rename it")
-            return False
-        return True
-
-    def _warn(self, file: Path, reason: str) -> None:
-        if str(file) not in self._unserved:
-            self._unserved.add(str(file))
-            logger.warning("Not served: %s (%s)", file, reason)
-
-    def _on_moved(self, event: FileSystemEvent) -> None:
-        if event.dest_path == self._datastore_config_path:
-            self._init_from_datastore_file()
-        else:
-            self.refresh()
-
-    def _to_id(self, file: str) -> tuple[str, str]:
-        return stem(file), file[len(stem(file)) :]
+        self._read = read
+        super().__init__(folder, auto_reload=auto_reload, read_only=read_only)
 
     # Images
 
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of an image.
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Add an image, or replace one of the same shape; its labels stay, its file goes to the history.
+
+        Raises:
+            InputError: When it cannot be read, or the id is, or could be taken for, another image's.
+        """
+        image_id = check_id("image", image_id or stem(image_filename))
+        with _storing(f"image {image_id}"):
+            self._add(image_id, image_filename, image_info)
+        return image_id
+
+    def _add(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> None:
+        shape = read_image(image_filename, argument="file").shape
+        kind = extension(image_filename)
+        target = self.check_inside(self._images) / f"{image_id}{kind}"
+        with staged(target) as temporary:
+            written = _stage(temporary, Path(image_filename))
+            checked = self._check_shape(image_id, shape, checked=None)
+            with self._locked() as objects:
+                self._check_shape(image_id, shape, checked=checked)
+                _check_name(image_id, objects)
+                known = objects.get(image_id)
+                before = self._images / f"{image_id}{known.image.ext}" if known else target
+                mark = str(time.time_ns())
+                kept = {p: self._history.keep(p, IMAGES, mark) for p in {before, target} if p.is_file()}
+                facts = {**said_by(image_info), **written, "replaced": kept.get(before)}
+                info = _noted(image_info, target)
+                told = encoded([line("saved", image_id, ext=kind, **facts, info=info)])
+                self._swap(temporary, target, told, kept)
+                if before != target:
+                    _remove(before)
+
+    def _check_shape(self, image_id: str, shape: tuple[int, ...], *, checked: tuple | None) -> tuple | None:
+        """Refuse an image of another shape than the one whose labels it would get.
+
+        Args:
+            image_id: The image.
+            shape: The new one's.
+            checked: The file that was compared already, as this returned it.
+
+        Returns:
+            What the file of now is; None where there is none with labels.
+        """
+        known = self._objects.get(image_id)
+        path = Path(self.get_image_uri(image_id))
+        if known is None or not known.labels or not path.is_file():
+            return None
+        key = file_key(path)
+        if key != checked and (before := self._read(path).shape) != shape:
+            raise InputError(
+                "image",
+                image_id,
+                f"has labels of shape {before} and the new image has {shape}; choose another id",
+                status=409,
+            )
+        return key
+
+    def remove_image(self, image_id: str) -> None:
+        """Take an image and its labels out of the index; the files go to the history.
 
         Raises:
             ImageNotFoundException: When there is no such image.
         """
-        _object(self._datastore.objects, image_id)
-        return dict(super().get_image_info(image_id))
-
-    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Add an image, or replace one of the same shape; its labels stay, its file goes to the history."""
-        image_id = check_id("image", image_id or stem(image_filename))
-        image = read_image(image_filename, argument="file")
-        kind = extension(image_filename)
-        folder = Path(self._datastore.image_path())
-        with self._locked():
-            known = self._datastore.objects.get(image_id)
-            if known is not None and known.labels:
-                before = read_image(self.get_image_uri(image_id))
-                if before.shape != image.shape:
-                    raise InputError(
-                        "image",
-                        image_id,
-                        f"has labels of shape {before.shape} and the new image has {image.shape}; "
-                        "choose another id",
-                        status=409,
-                    )
-            old = {folder / f"{image_id}{kind}"}
-            if known is not None:
-                old.add(folder / f"{image_id}{known.image.ext}")
-            for path in old:
-                self._keep(path, "images")
-            with self._changing() as objects:
-                copy_atomic(Path(image_filename), folder / f"{image_id}{kind}")
-                objects[image_id] = ImageLabelModel(
-                    image=_entry(image_id, [kind], None, image_info), labels=known.labels if known else {}
-                )
-            for path in old - {folder / f"{image_id}{kind}"}:
-                path.unlink(missing_ok=True)
-        return image_id
-
-    def remove_image(self, image_id: str) -> None:
-        """Take an image and its labels out of the index; the files go to the history."""
-        with self._changing() as objects:
-            known = _object(objects, image_id)
-            gone = [(Path(self.get_image_uri(image_id)), "images")]
-            gone += [(Path(self.get_label_uri(image_id, tag)), tag) for tag in known.labels]
-            for path, kind in gone:
-                self._keep(path, kind)
-            for path, _ in gone:
-                path.unlink(missing_ok=True)
-            del objects[image_id]
+        with _storing(f"the removal of image {image_id}"), self._locked() as objects:
+            case = case_of(objects, image_id)
+            path = self._images / f"{image_id}{case.image.ext}"
+            gone = [self._label_file(image_id, tag, entry) for tag, entry in case.labels.items()]
+            lines = [self._removed(image_id, tag, entry) for tag, entry in case.labels.items()]
+            kept = self._history.keep(path, IMAGES, str(time.time_ns())) if path.is_file() else None
+            lines.append(line("removed", image_id, **said_by({}), kept=kept))
+            self._record(encoded(lines))
+            for file in (*gone, path):
+                _remove(file)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into an image's info."""
-        with self._changing() as objects:
-            known = _object(objects, image_id)
-            objects[image_id] = known.model_copy(update={"image": _merged(known.image, info)})
+        with _storing(f"the info of image {image_id}"), self._locked() as objects:
+            case_of(objects, image_id)
+            self._record(encoded([line("info", image_id, **said_by(info), info=info)]))
 
     # Labels
-
-    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """What is known of a label.
-
-        Raises:
-            LabelNotFoundException: When there is no such label.
-        """
-        return dict(_label(self._datastore.objects, label_id, label_tag).info)
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
@@ -271,27 +168,53 @@ class SafeDatastore(LocalDatastore):
 
         Raises:
             ImageNotFoundException: When there is no such image.
-            InputError: When the file is not a label map of the image, or holds unknown values.
+            InputError: When the file is not a label map of the image, or holds unknown values; (409) when the
+                image is replaced meanwhile.
         """
-        check_tag(label_tag)
-        _object(self._datastore.objects, image_id)
-        content, kind = self._fit(image_id, Path(label_filename), label_info.get("label_info"))
-        folder = Path(self._datastore.label_path(label_tag))
-        with self._locked():
-            before = _object(self._datastore.objects, image_id).labels.get(label_tag)
-            if before is not None:
-                self._keep(folder / f"{image_id}{before.ext}", label_tag)
-            with self._changing() as objects:
-                if content is None:
-                    copy_atomic(Path(label_filename), folder / f"{image_id}{kind}")
-                else:
-                    write_atomic(folder / f"{image_id}{kind}", content)
-                known = _object(objects, image_id)
-                entry = _entry(image_id, [kind], None, label_info)
-                objects[image_id] = known.model_copy(update={"labels": {**known.labels, label_tag: entry}})
-            if before is not None and before.ext != kind:
-                (folder / f"{image_id}{before.ext}").unlink(missing_ok=True)
+        with _storing(f"label {label_tag} of {image_id}"):
+            self._save(image_id, Path(label_filename), label_tag, label_info)
         return image_id
+
+    def _save(self, image_id: str, path: Path, tag: str, info: dict[str, Any]) -> None:
+        check_tag(tag)
+        case_of(self._objects, image_id)
+        key = self._image_key(image_id)
+        content, kind = self._fit(image_id, path, info.get("label_info"))
+        info = {**info, **stored_info(info.get("label_info"), self._label_indices)}
+        target = self.check_inside(self._labels / tag) / f"{image_id}{kind}"
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True)
+            sync(self._labels)
+        with staged(target) as temporary:
+            written = _stage(temporary, path if content is None else content)
+            with self._locked() as objects:
+                case = case_of(objects, image_id)
+                if self._image_key(image_id) != key:
+                    remedy = "the image was replaced while its label was being saved; load it again"
+                    raise InputError("image", image_id, remedy, status=409)
+                known = case.labels.get(tag)
+                before = self._label_file(image_id, tag, known) if known else target
+                kept = {p: self._keep(p, tag, known) for p in {before, target} if p.is_file()}
+                proposal = case.labels.get("original") if tag != "original" else None
+                facts = {
+                    **said_by(info),
+                    "model": info.get("model"),
+                    "proposed": made_by(proposal.info) if proposal else made_by(info) or None,
+                    **written,
+                    "image_sha256": case.image.sha256,
+                    "replaced": kept.get(before),
+                    "restored": info.get("restored"),
+                }
+                told = line("saved", image_id, tag, ext=kind, **facts, info=_noted(info, target))
+                self._swap(temporary, target, encoded([told]), kept)
+                if before != target:
+                    _remove(before)
+
+    def _image_key(self, image_id: str) -> tuple:
+        try:
+            return file_key(Path(self.get_image_uri(image_id)))
+        except OSError:
+            raise ImageNotFoundException(f"The file of image {image_id} is gone") from None
 
     def _fit(self, image_id: str, path: Path, label_info: object) -> tuple[bytes | None, str]:
         """Check a label file against its image; rewritten where it does not lie on it or has other values.
@@ -299,7 +222,7 @@ class SafeDatastore(LocalDatastore):
         Returns:
             New content, or None where the file can be taken as it is; and the extension to store it under.
         """
-        image = read_image(self.get_image_uri(image_id))
+        image = self._read(Path(self.get_image_uri(image_id)))
         values, fits = fit_labelmap(path, image)
         present, where = np.unique(values, return_inverse=True)
         mapping = index_of_value(present.tolist(), label_info, self._label_indices)
@@ -316,63 +239,149 @@ class SafeDatastore(LocalDatastore):
         Raises:
             LabelNotFoundException: When there is no such label.
         """
-        with self._changing() as objects:
-            known = _object(objects, label_id)
-            path = Path(self._datastore.label_path(label_tag))
-            path /= f"{label_id}{_label(objects, label_id, label_tag).ext}"
-            self._keep(path, label_tag)
-            path.unlink(missing_ok=True)
-            left = {tag: entry for tag, entry in known.labels.items() if tag != label_tag}
-            objects[label_id] = known.model_copy(update={"labels": left})
+        what = f"the removal of label {label_tag} of {label_id}"
+        with _storing(what), self._locked() as objects:
+            entry = label_of(objects, label_id, label_tag)
+            self._record(encoded([self._removed(label_id, label_tag, entry)]))
+            _remove(self._label_file(label_id, label_tag, entry))
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into a label's info."""
-        with self._changing() as objects:
-            entry = _merged(_label(objects, label_id, label_tag), info)
-            known = objects[label_id]
-            objects[label_id] = known.model_copy(update={"labels": {**known.labels, label_tag: entry}})
+        what = f"the info of label {label_tag} of {label_id}"
+        with _storing(what), self._locked() as objects:
+            label_of(objects, label_id, label_tag)
+            self._record(encoded([line("info", label_id, label_tag, **said_by(info), info=info)]))
 
-    def _keep(self, path: Path, kind: str) -> None:
-        """Put a file that is about to be replaced or removed into the history too."""
-        if not path.is_file():
-            return
-        name = f"{stem(path)}.{time.time_ns()}{extension(path)}"
-        target = Path(self._datastore_path, HOME, "history", kind, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    # Versions
+
+    def label_history(self, image_id: str, tag: str | None = None) -> list[dict[str, Any]]:
+        """What became of the labels of an image, oldest first; see `apps.samloop.history.versions`.
+
+        Raises:
+            ImageNotFoundException: When there is no such image, and never was.
+        """
+        case = self._objects.get(image_id)
+        lines = lines_about(self._journal, image_id, tag)
+        if case is None and not lines:
+            raise ImageNotFoundException(f"Image {image_id} not found")
+        current = {name: entry.sha256 for name, entry in case.labels.items()} if case else {}
+        return versions(lines, self._history, current)
+
+    def label_version(self, image_id: str, tag: str, sha256: str) -> Path:
+        """The file of a version of a label, whose content was checked.
+
+        Raises:
+            InputError: (404) When there is no such version, (410) when its file is gone or damaged.
+        """
+        case = self._objects.get(image_id)
+        entry = case.labels.get(tag) if case else None
+        files = [self._label_file(image_id, tag, entry)] if entry and entry.sha256 == sha256 else []
+        lines = [told for told in lines_about(self._journal, image_id, tag) if told.get("sha256") == sha256]
+        if not lines and not files:
+            remedy = f"no version of label {tag} of {image_id}; GET /datastore/label/history lists them"
+            raise InputError("sha256", sha256, remedy, status=404)
+        files += [self._history.file_of(told) for told in lines if "ext" in told or "file" in told]
+        for file in files:
+            if sha256_of(file) == sha256:
+                return file
+        raise InputError("sha256", sha256, "the file of this version is gone or damaged", status=410)
+
+    def restore_label(self, image_id: str, tag: str, sha256: str, info: dict[str, Any]) -> str:
+        """Save an earlier version of a label again, as the newest; nothing of what was saved since is lost.
+
+        Args:
+            image_id: The image.
+            tag: The label's tag.
+            sha256: The version.
+            info: Who does it: ``user``, ``client_id``.
+
+        Raises:
+            ImageNotFoundException: When there is no such image.
+            InputError: As of `label_version`; (422) when it does not fit the image of now.
+        """
+        case_of(self._objects, image_id)
+        file = self.label_version(image_id, tag, sha256)
+        lines = [told for told in lines_about(self._journal, image_id, tag) if told.get("sha256") == sha256]
+        said: dict[str, Any] = next((told["info"] for told in reversed(lines) if "info" in told), {})
+        kept = {key: value for key, value in said.items() if key not in _NOT_RESTORED}
+        return self.save_label(image_id, str(file), tag, {**kept, **info, "restored": sha256})
+
+    # Files
+
+    def _label_file(self, image_id: str, tag: str, entry: Entry) -> Path:
+        return self._labels / tag / f"{image_id}{entry.ext}"
+
+    def _keep(self, path: Path, tag: str, known: Entry | None) -> str:
+        """Put a label that is about to be replaced or removed into the history too; its name there."""
+        stat = path.stat()
+        same = known is not None and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        sha256 = known.sha256 if same and known else None
+        return self._history.keep(path, tag, sha256 or str(sha256_of(path)))
+
+    def _removed(self, image_id: str, tag: str, entry: Entry) -> Line:
+        path = self._label_file(image_id, tag, entry)
+        kept = self._keep(path, tag, entry) if path.is_file() else None
+        return line("removed", image_id, tag, **said_by({}), sha256=entry.sha256, kept=kept)
+
+    def _swap(self, temporary: Path, target: Path, told: bytes, kept: dict[Path, str]) -> None:
+        """Put a file into its place and into the journal, or neither; the lock is held."""
+        place(temporary, target)
         try:
-            os.link(path, target)
-        except OSError:
-            shutil.copy2(path, target)
+            self._record(told)
+        except BaseException:
+            if target in kept:
+                self._history.put_back(kept[target], target)
+            else:
+                target.unlink()
+            raise
 
 
-def _modified(file: Path) -> float:
+def _check_name(image_id: str, objects: Objects) -> None:
+    """Refuse a new id whose file a file system without capitals, or with one accents' form, has already."""
+    if image_id in objects:
+        return
+    same = same_file(image_id)
+    for other in objects:
+        if same_file(other) == same:
+            remedy = f"differs from the image {other!r} in capitals or accents' form only; choose another id"
+            raise InputError("image", image_id, remedy, status=409)
+
+
+def _stage(temporary: Path, source: bytes | Path) -> dict[str, Any]:
+    """Write a file to the disk; returns sha256, size in bytes and mtime_ns, which stay when it is moved."""
+    digest = hashlib.sha256()
+    with _opened(source) as reader, synced_writer(temporary) as writer:
+        while piece := reader.read(1 << 20):
+            digest.update(piece)
+            writer.write(piece)
+    stat = temporary.stat()
+    return {"sha256": digest.hexdigest(), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+@contextmanager
+def _opened(source: bytes | Path) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        yield BytesIO(source)
+    else:
+        with source.open("rb") as reader:
+            yield reader
+
+
+def _noted(info: dict[str, Any], path: Path) -> dict[str, Any]:
+    return {**info, "ts": int(time.time()), "name": path.name}
+
+
+@contextmanager
+def _storing(what: str) -> Iterator[None]:
+    """Tell why something cannot be written, where whoever looks after the server can mend it."""
     try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        yield
+    except OSError as error:
+        if error.errno in _MENDABLE:
+            raise StorageError(what, error) from error
+        raise
 
 
-def _entry(
-    name: str, kinds: list[str], known: DataModel | None, info: dict[str, Any] | None = None
-) -> DataModel:
-    """What the index says of a file: what it knew, where one of the extensions found is the one it knew."""
-    if known is not None and known.ext in kinds:
-        return known
-    return DataModel(ext=kinds[0], info={**(info or {}), "ts": int(time.time()), "name": f"{name}{kinds[0]}"})
-
-
-def _merged(entry: DataModel, info: dict[str, Any]) -> DataModel:
-    return DataModel(ext=entry.ext, info={**entry.info, **info})
-
-
-def _object(objects: Objects, image_id: str) -> ImageLabelModel:
-    if image_id not in objects:
-        raise ImageNotFoundException(f"Image {image_id} not found")
-    return objects[image_id]
-
-
-def _label(objects: Objects, image_id: str, tag: str) -> DataModel:
-    label = _object(objects, image_id).labels.get(tag)
-    if label is None:
-        raise LabelNotFoundException(f"Label {image_id} of tag {tag} not found")
-    return label
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    sync(path.parent)

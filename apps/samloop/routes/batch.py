@@ -12,6 +12,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.utils import tasks
 
+from apps.samloop import background
 from apps.samloop.batch import read_report, runnable
 from apps.samloop.batchinfer import report_path, settings_of
 from apps.samloop.incoming import check_result_tag, check_task
@@ -47,6 +48,22 @@ def start(
     _whole("max_workers", given.get("max_workers", 1))  # as stock sends it; one image at a time is run
     started = batch_infer.run(model, images, check_task(values), run_sync)
     return read_report(report_path(app_instance(), model)) if run_sync else started
+
+
+@router.get("/infer")
+def status(
+    all: bool = False,
+    check_if_running: bool = False,
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)),
+) -> Any:
+    """The latest batch, all of them, or the one that runs: its status and the last lines it wrote."""
+    return background.status_of("batch_infer", every=all, running=check_if_running)
+
+
+@router.delete("/infer")
+def stop(user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))) -> Any:
+    """Stop the batch that runs; null where none does."""
+    return background.stop("batch_infer")
 
 
 @router.get("/report/{model}")

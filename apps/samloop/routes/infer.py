@@ -18,11 +18,11 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
 
 from apps.samloop.incoming import parse_object, received
+from apps.samloop.pacs.store import DicomDatastore
 from apps.samloop.parts import PartsResponse
 from sam_infer.errors import InputError
 from sam_infer.prompts.request import parse_flag
 from sam_infer.tasks.reply import LabelmapFile
-from sam_infer.volumes import extension
 
 #: Request keys that only the server sets; a client's are dropped.
 SERVER_KEYS = (
@@ -54,7 +54,8 @@ async def infer(
 
     def work() -> Response:
         values = parse_object("params", params)
-        source: dict[str, Any] = {"model": model, "image": image, "sent_by": user.username or ""}
+        named = "" if session_id else image
+        source: dict[str, Any] = {"model": model, "image": named, "sent_by": user.username or ""}
         if output in (None, "all"):
             source["label_values"] = "contiguous"
         with ExitStack() as stack:
@@ -83,7 +84,9 @@ def _infer(values: dict[str, Any], source: dict[str, Any], output: str | None) -
     instance = app_instance()
     request = {key: value for key, value in values.items() if key not in SERVER_KEYS}
     if output == "dicom_seg":
+        _pacs(instance, source["image"])
         request["result_region"] = False
+        request["result_extension"] = ".nii"
     name, asked = "output_uncertainty", request.get("output_uncertainty")
     if output in ("image", "dicom_seg") and parse_flag(name, asked):
         raise InputError(name, asked, f"output={output} is one file alone; ask with output=all (or json)")
@@ -91,7 +94,8 @@ def _infer(values: dict[str, Any], source: dict[str, Any], output: str | None) -
     if output == "json" or file is None:
         return JSONResponse(result["params"])
     if output == "dicom_seg":
-        content = _dicom_seg(instance, file, source["image"], values)
+        made = {**result["params"], "user": source["sent_by"], "model": source["model"]}
+        content = _dicom_seg(instance, file, source["image"], made)
         return Response(content, media_type="application/dicom")
     if output == "image":
         headers = {"content-disposition": f'attachment; filename="{_name(file)}"'}
@@ -121,22 +125,22 @@ def _media(file: LabelmapFile) -> str:
     return get_mime_type(_name(file)) or "application/octet-stream"
 
 
-def _dicom_seg(instance: MONAILabelApp, file: LabelmapFile, image: str, values: dict[str, Any]) -> bytes:
-    from monailabel.datastore.dicom import DICOMWebDatastore
-    from monailabel.datastore.utils.convert import nifti_to_dicom_seg
-
-    if not isinstance(instance.datastore(), DICOMWebDatastore):
-        raise InputError("output", "dicom_seg", "the studies are no DICOMweb server; ask for image or all")
-    if not values.get("label_info"):
-        raise InputError("label_info", values.get("label_info"), "DICOM SEG needs label_info in params")
-    uri = instance.datastore().get_image_uri(image)
-    series = uri[: -len(extension(uri))] if extension(uri) else uri
+def _dicom_seg(instance: MONAILabelApp, file: LabelmapFile, image: str, params: dict[str, Any]) -> bytes:
+    """A result as DICOM SEG, with the names that the reply gives its values."""
+    names = {value: name for name, value in params.get("label_names", {}).items()}
     path = Path(file.write())
     try:
-        segmentation = Path(nifti_to_dicom_seg(series, str(path), values["label_info"], use_itk=True))
+        store = _pacs(instance, image)
+        return store.seg_file(image, path, names=names or {1: str(params.get("label") or "")}, info=params)
     finally:
         path.unlink()
-    try:
-        return segmentation.read_bytes()
-    finally:
-        segmentation.unlink(missing_ok=True)
+
+
+def _pacs(instance: MONAILabelApp, image: str) -> DicomDatastore:
+    """The datastore of DICOM series, where an image is one of them."""
+    store = instance.datastore()
+    if not isinstance(store, DicomDatastore):
+        raise InputError("output", "dicom_seg", "the studies are no DICOMweb server; ask for image or all")
+    if not image:
+        raise InputError("output", "dicom_seg", "only an image of the datastore has a DICOM series")
+    return store

@@ -13,7 +13,9 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.utils import tasks
 
+from apps.samloop import background
 from apps.samloop.incoming import check_task
+from apps.samloop.pacs.store import DicomDatastore
 from sam_infer.errors import InputError
 
 router = APIRouter()
@@ -62,6 +64,22 @@ def start_any(
     return {name: {"result": train.run_model(name, request, run_sync, True), "detail": None}}
 
 
+@router.get("/train/", tags=["Train"])
+def status(
+    all: bool = False,
+    check_if_running: bool = False,
+    user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)),
+) -> Any:
+    """The latest training, all of them, or the one that runs: its status and the last lines it wrote."""
+    return background.status_of("train", every=all, running=check_if_running)
+
+
+@router.delete("/train/", tags=["Train"])
+def stop(user: User = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))) -> Any:
+    """Stop the training that runs; null where none does."""
+    return background.stop("train")
+
+
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"])
 def next_sample(
     strategy: str,
@@ -90,5 +108,7 @@ def _checked(model: str, params: object) -> dict[str, Any]:
     trainer = instance._trainers[model]
     request = {key: value for key, value in (params or {}).items() if key in trainer.config()}
     trainer.check(request)
-    trainer.precheck(instance.datastore())
+    store = instance.datastore()
+    # The training fetches what is not here from a PACS; to count it nobody waits.
+    trainer.precheck(store.counted() if isinstance(store, DicomDatastore) else store)
     return check_task(request)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sam_infer.cache import ByteLru
-from sam_infer.errors import InputError
+from sam_infer.errors import InputError, UnavailableError
 from sam_infer.intensity import Window
 from sam_infer.volumes import Image, file_key
 
@@ -79,14 +79,14 @@ class Survey(Generic[T]):
         for case in ids:
             if len(values) >= least and time.monotonic() - start > seconds:
                 break
-            path = Path(datastore.get_image_uri(case))
-
-            def make(path: Path = path) -> T:
-                image = self._read(path)
-                return look(image, self._window_for(image, {}))
-
             try:
+                path = Path(datastore.get_image_uri(case))  # of a PACS it is fetched now
+
+                def make(path: Path = path) -> T:
+                    image = self._read(path)
+                    return look(image, self._window_for(image, {}))
+
                 values[case], _ = self._known.get_or_make((file_key(path), made_by), make)
-            except (InputError, OSError):
+            except (InputError, UnavailableError, OSError):
                 unreadable.append(case)
         return Seen(values=values, unreadable=unreadable)

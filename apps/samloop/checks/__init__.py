@@ -1,0 +1,1 @@
+"""What `samloop doctor` looks at. Each look is a function of a `Subject` and changes nothing."""

@@ -1,0 +1,1 @@
+"""Stock MONAI Label and samloop under the same bad conditions, side by side."""

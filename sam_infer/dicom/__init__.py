@@ -1,0 +1,1 @@
+"""DICOM without a network: series as volumes, label maps as DICOM SEG and back."""
