@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 
-from bench import encoder, gallery, latency, propagation, store
+from bench import encoder, gallery, latency, propagation, soak, store
 from bench.crash import command as crash
 from bench.papers import command as papers
 from bench.robustness import command as robustness
@@ -17,6 +17,7 @@ encoder.add_parser(commands)
 gallery.add_parser(commands)
 papers.add_parser(commands)
 robustness.add_parser(commands)
+soak.add_parser(commands)
 store.add_parser(commands)
 crash.add_parser(commands)
 arguments = parser.parse_args()

@@ -141,7 +141,9 @@ def running(command: list[str], log: Path, settings: dict[str, str]) -> Iterator
 
 
 def _answers(url: str) -> bool:
+    """Whether anything answers, with whatever status: a server whose PACS is down may have none better."""
     try:
-        return requests.get(f"{url}/info/", timeout=60).ok
+        requests.get(f"{url}/info/", timeout=60)
     except requests.RequestException:
         return False
+    return True

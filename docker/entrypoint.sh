@@ -28,7 +28,7 @@ studies=${SAMLOOP_STUDIES:-/data}
 # Here and not by the server, which does not know what is mounted and by whom it can be mended.
 if [ -n "${SAMLOOP_TOKEN_FILE:-}" ]; then
     readable SAMLOOP_TOKEN_FILE "$SAMLOOP_TOKEN_FILE"
-elif [ -z "${SAMLOOP_TOKEN:-}" ]; then
+elif [ -z "${SAMLOOP_TOKEN:-}" ] && [ "${MONAI_LABEL_AUTH_ENABLE:-}" != true ]; then
     [ "${SAMLOOP_OPEN:-}" = 1 ] || fail "no token: whoever reaches the port could read and change every image." \
         "Mount a file with a secret and name it in SAMLOOP_TOKEN_FILE; or set SAMLOOP_OPEN=1 where nobody else" \
         "reaches the port"
@@ -41,8 +41,8 @@ http://* | https://*) folder=${SAMLOOP_DATA_DIR:-/data} ;;
 esac
 [ -d "$folder" ] || fail "there is no folder $folder; mount one there"
 probe=$folder/.samloop-writable.$$
-(: >"$probe") 2>/dev/null || fail "$folder cannot be written by uid $(id -u) (it belongs to uid" \
-    "$(stat -c %u "$folder")); on the host: chown -R $(id -u):$(id -g) FOLDER, or run with --user $(stat -c %u:%g "$folder")"
+(: >"$probe") 2>/dev/null || fail "$folder cannot be written by uid $(id -u), it belongs to uid $(stat -c %u "$folder");" \
+    "on the host: chown -R $(id -u):$(id -g) FOLDER, or run with --user and a uid that may write there"
 rm -f "$probe"
 
 set -- --studies "$studies" --host 0.0.0.0 --port "${SAMLOOP_PORT:-8000}" --log-format "${SAMLOOP_LOG:-json}" "$@"

@@ -2,11 +2,11 @@
 
     python -m tests.dockersteps --work DIR [--build-arg NAME=VALUE] [--keep]
 
-Each stage gets a root of its own, a copy of a clean Debian of the base image's release, whose python3.11 stands
-in for the base image's; the steps run in it by chroot, in order, with namespaces of their own. Then the
-entry point is started as the image's user, as process 1, on a read-only root, as docker/compose.yaml has it,
-and is asked to serve: health, a click on a phantom, an accepted label, SIGTERM, and all of it still there at
-the next start.
+Each stage gets a root of its own, a copy of a clean Debian of the base image's release, whose python3.11
+stands in for the base image's; the steps run in it by chroot, in order, with namespaces of their own. Then
+the entry point is started as the image's user, as process 1, on a read-only root, as docker/compose.yaml
+has it, and is asked to serve: health, a click on a phantom, an accepted label, SIGTERM, and all of it still
+there at the next start.
 
 Not shown by this: the base image itself, Docker's builder and its cache, and its networks.
 """

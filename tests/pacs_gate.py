@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,7 +20,8 @@ class Gate:
     - "500": answers an error.
     - "cut": passes the first half of each answer, and closes.
 
-    ``asked`` has method, path and headers of each request.
+    ``asked`` has method, path and headers of each request. ``answer``, where it is set, is asked first: given
+    method and path it gives (status, headers, body), or None where the PACS is to answer.
 
     Args:
         behind: URL of the PACS, with its DICOMweb root.
@@ -30,6 +31,7 @@ class Gate:
         self.behind = behind
         self.mode = "open"
         self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.answer: Callable[[str, str], tuple[int, dict[str, str], bytes] | None] = lambda *_: None
         self._opened = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
@@ -90,7 +92,7 @@ class Gate:
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("content-length") or 0))
-        self.asked.append((handler.command, handler.path, dict(handler.headers)))
+        self.asked.append((handler.command, handler.path, {k.lower(): v for k, v in handler.headers.items()}))
         mode = self.mode
         handler.close_connection = mode != "open"
         if mode == "shut":
@@ -101,6 +103,8 @@ class Gate:
             self._answer(handler, 200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
         elif mode == "500":
             self._answer(handler, 500, {"Content-Type": "text/plain"}, b"Internal error")
+        elif (own := self.answer(handler.command, handler.path)) is not None:
+            self._answer(handler, *own)
         else:
             self._pass(handler, body, cut=mode == "cut")
 

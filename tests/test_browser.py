@@ -121,7 +121,7 @@ def test_from_the_study_list_to_a_retrained_model(viewer, server, cases, orthanc
     assert task["request"]["iterations"] == 120, "as the panel's options say"
     assert requests.get(f"{server}/published/", timeout=60).json()["unet"], "a first model is served"
 
-    viewer.connect()
+    # The panel is not connected anew: what it knows of the model is from before.
     uid = series[ACCEPTED]
     viewer.tab("Auto-Segmentation", "unet")
     _, drawn = viewer.run("Auto-Segmentation")
@@ -133,6 +133,10 @@ def test_from_the_study_list_to_a_retrained_model(viewer, server, cases, orthanc
     for name, value in labels.items():
         assert ((expected == value) == (drawn == numbers[name])).all(), name
     assert (drawn == numbers["liver"]).any()
+    tab = viewer.tab("Class Prompts", "unet")
+    tab.locator("tr", has_text="liver").get_by_role("checkbox").check()
+    _, again = viewer.run("Class Prompts")
+    assert (again == drawn).all(), "one label is drawn anew, the other stays"
 
     viewer.press("Accept")
     viewer.said("Accepted: ")
@@ -216,8 +220,9 @@ def test_what_is_not_sent_at_once(viewer, server, cases):
         (507, "the disk is full"),
         (502, "The server answered 502"),
     ):
-        answer = json.dumps({"detail": "the disk is full"}) if status == 507 else "<html>"
-        viewer.page.route("**/info/", lambda route, s=status, a=answer: route.fulfill(status=s, body=a))
+        viewer.page.route(
+            "**/info/", answering(status, '{"detail": "the disk is full"}' if status == 507 else "<")
+        )
         viewer.press("Accept")
         assert text in viewer.said(text)
         assert viewer.bar().get_by_role("link", name="Log in").count() == (status == 401)
@@ -243,7 +248,13 @@ def test_a_segmentation_that_was_opened_first_does_not_break_the_panel(viewer, s
     viewer.tab("Point Prompts", "sam_click_3d")
     assert viewer.errors == []
     viewer.press("Accept")
-    viewer.said("of another series")
+    viewer.said("Another segmentation is open")
+    viewer.shot("10-another-segmentation")
+
+
+def answering(status, body):
+    """A handler that answers in the server's place."""
+    return lambda route: route.fulfill(status=status, body=body)
 
 
 def middle(mask):

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from pydicom.uid import RLELossless, generate_uid
 
 from sam_infer.dicom.series import read_series
@@ -102,6 +103,16 @@ def test_pictures_are_no_stack(tmp_path):
 def test_uneven_enhanced_frames_are_refused(tmp_path):
     write_enhanced(tmp_path / "e" / "e.dcm", VOLUME, order=[0, 1, 3, 4])
     with pytest.raises(InputError, match="missing slices: 1"):
+        read_series(tmp_path / "e")
+
+
+def test_a_frame_that_is_not_there_is_missed(tmp_path):
+    file = write_enhanced(tmp_path / "e" / "e.dcm", VOLUME)
+    data = pydicom.dcmread(file)
+    data.compress(RLELossless)
+    data.PixelData = encapsulate(list(generate_pixel_data_frame(data.PixelData, 5))[:4])
+    data.save_as(file)
+    with pytest.raises(InputError, match=r"e\.dcm: 4 of 5 frames are there"):
         read_series(tmp_path / "e")
 
 

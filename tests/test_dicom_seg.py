@@ -42,7 +42,7 @@ def drawn() -> np.ndarray:
     """Values 1 and 3, lopsided along every axis; slices 0 and 5 are empty."""
     labelmap = np.zeros(SHAPE, np.uint8, order="F")
     labelmap[1:4, 1:6, 1:3] = 1
-    labelmap[0, 0, 2] = 1
+    labelmap[0, 0:4, 2] = labelmap[3, 1:5, 3] = 1
     labelmap[7:11, 0:3, 2:5] = 3
     return labelmap
 
@@ -177,6 +177,8 @@ def test_the_file_is_built_as_highdicom_builds_it(tmp_path):
         source = mine_from.SourceImageSequence[0].ReferencedSOPInstanceUID
         assert source == other_from.SourceImageSequence[0].ReferencedSOPInstanceUID
     assert ours.ReferencedSeriesSequence == theirs.ReferencedSeriesSequence
+    measures = ours.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,19 @@ def test_flipped_frames_are_placed_by_position(tmp_path, name, flips):
     np.testing.assert_array_equal(by_name(labelmap, found, NAMES), drawn())
 
 
-def test_frames_across_the_slices_are_placed_by_position(tmp_path):
+@pytest.mark.parametrize(
+    ("affine", "axes"),
+    [
+        (columns((0, -2, 0), (0, 0, 2), (-2, 0, 0), origin=(0, 0, 0)), (1, 2, 0)),
+        (columns((0, 0, 2), (-2, 0, 0), (0, -2, 0), origin=(0, 0, 0)), (2, 0, 1)),
+    ],
+)
+def test_frames_across_the_slices_are_placed_by_position(tmp_path, affine, axes):
     series = scan(tmp_path / "s", affine=np.diag([-2.0, -2.0, 2.0, 1.0]))
-    across = columns((0, -2, 0), (0, 0, 2), (-2, 0, 0), origin=(0, 0, 0))
-    other = same_scan(tmp_path / "o", series, np.zeros((SHAPE[1], SHAPE[2], SHAPE[0]), np.int16), across)
-    np.testing.assert_allclose(other.affine, across)
-    content = written(np.asfortranarray(drawn().transpose(1, 2, 0)), other)
-    labelmap, found = read_seg(content, series)
+    across = drawn().transpose(axes)
+    other = same_scan(tmp_path / "o", series, np.zeros(across.shape, np.int16), affine)
+    np.testing.assert_allclose(other.affine, affine, atol=1e-9)
+    labelmap, found = read_seg(written(np.asfortranarray(across), other), series)
     np.testing.assert_array_equal(by_name(labelmap, found, NAMES), drawn())
 
 

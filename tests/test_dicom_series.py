@@ -167,6 +167,14 @@ def test_a_single_ct_slice_is_a_volume_of_one_slice(tmp_path):
     assert_as_itk(tmp_path)
 
 
+def test_monochrome1_is_inverted_within_its_bits(tmp_path):
+    def signed(data: Dataset, k: int) -> None:
+        data.PhotometricInterpretation, data.BitsStored, data.HighBit = "MONOCHROME1", 12, 11
+
+    write_series(tmp_path, VOLUME, change=signed)
+    np.testing.assert_array_equal(read_series(tmp_path).array, -1 - VOLUME)
+
+
 @pytest.mark.parametrize("kind", ["RGB", "YBR_FULL"])
 def test_an_ultrasound_keeps_its_colours(tmp_path, kind):
     colours = np.random.default_rng(1).integers(0, 256, (10, 8, 1, 3)).astype(np.uint8)

@@ -207,6 +207,8 @@ def test_any_other_command_is_passed_on_with_the_password(container, tmp_path):
         "--open --engine sam_tiny",
     ):
         assert words in told
+    process, _ = container(MONAI_LABEL_AUTH_ENABLE="true", **secret)
+    assert "--open" not in process.communicate(timeout=60)[0].decode() and process.returncode == 0
     assert list(data.iterdir()) == [], "what tried whether the folder can be written is gone"
 
 

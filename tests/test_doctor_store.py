@@ -58,6 +58,26 @@ def test_a_store_in_order_has_nothing_to_tell(studies):
     assert any("2 of 2 were read through" in text for text in told(found))
 
 
+def test_what_the_store_itself_writes_is_in_order(tmp_path):
+    """Its index is older than its journal here, as after a kill."""
+    from apps.samloop.store import SafeDatastore
+
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name in ("one", "two"):
+        save_png(folder / f"{name}.png", np.arange(300, dtype=np.uint8).reshape(15, 20))
+    datastore = SafeDatastore(str(folder), labels={"liver": 1}, auto_reload=False)
+    for name in ("one", "two"):
+        for value in (0, 1):
+            mask = save_png(tmp_path / "mask.png", np.full((15, 20), value, np.uint8))
+            datastore.save_label(name, str(mask), "final", {})
+    datastore.remove_label("two", "final")
+    found = no_disk(look(folder))
+    assert told(found, "warn") == told(found, "fail") == []
+    assert any("labels: 1 of tag final" in text for text in told(found))
+    assert any("1 labels compared by their SHA-256" in text for text in told(found))
+
+
 def no_disk(findings):
     return [f for f in findings if f.check != "disk"]
 

@@ -121,7 +121,7 @@ def test_who_it_was(journal):
         assert said_by({"user": "ann"})["who"] == "bob"
     with acting(""):
         assert said_by({"client_id": "slicer", "user": "admin"})["who"] == "slicer"
-        assert said_by({"user": "admin"})["who"] == "admin"
+        assert said_by({"user": "admin"})["who"] is None
     assert said_by({})["who"] is None
 
 

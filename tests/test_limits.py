@@ -64,6 +64,18 @@ def test_an_upload_is_bounded_whether_it_says_its_length_or_not(entered, path):
     assert client.put("/session/", content=stream(0), headers=headers).status_code in (415, 422), "as ever"
 
 
+def test_dicom_files_for_the_pacs_are_an_upload(entered):
+    """There is no PACS here: what gets through meets no route."""
+    client = entered(max_upload=6 << 20)
+    headers = {"content-type": 'multipart/related; type="application/dicom"; boundary=x'}
+    for size, status in ((5 << 20, 404), (7 << 20, 413)):
+        assert (
+            client.post("/proxy/dicom/stow/studies", content=bytes(size), headers=headers).status_code
+            == status
+        )
+    assert client.post("/train/unet", content=bytes(5 << 20), headers=headers).status_code == 413
+
+
 def test_an_upload_that_would_fill_the_disk_is_refused(entered, monkeypatch):
     client = entered(keep_free=1 << 62)
     answer = client.put("/session/", files=[("files", ("a.png", b"x"))])

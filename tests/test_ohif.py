@@ -207,3 +207,15 @@ def test_labels_are_told_by_name():
     assert found["kept"] == [0, 1, 1, 0, 3, 0, 0, 0, 0]
     assert found["sent"] == [0, 1, 1, 2, 3, 4, 4, 9, 0], "the viewer's own label map is not touched"
     assert found["said"] == ["liver 1 voxels (0.5 ml), aorta 2 voxels (1.0 ml)", "no label at all"]
+
+
+def test_a_model_that_learns_later_keeps_the_names_of_its_labels(served):
+    client, _, _ = served
+    info = client.get("/info/").json()
+    assert info["models"]["unet"]["labels"] == [] and not info["train_stats"]["unet"]
+    panel = json.loads(run_node(f"console.log(JSON.stringify(labelmap.infoForPanel({json.dumps(info)})));"))
+    assert panel["models"]["unet"]["labels"] == ["liver", "spleen", "aorta"], "value n is the n-th name"
+    assert panel["models"]["sam_multi"] == info["models"]["sam_multi"]
+    assert panel["models"]["sam_click_2d"]["labels"] == [], "clicks are about the label that is chosen"
+    assert panel["train_stats"] == {}
+    assert {**panel, "models": info["models"], "train_stats": info["train_stats"]} == info

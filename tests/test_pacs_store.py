@@ -148,7 +148,7 @@ def test_every_kind_of_image_is_listed_and_nothing_else(pacs, tmp_path):
         data.Modality = "SR"
 
     pacs.stow(scan(tmp_path / "sr", change=report)[0][:1])
-    content, seg = foreign(tmp_path / "CT", BLOCK, {1: "liver"})
+    content, _ = foreign(tmp_path / "CT", BLOCK, {1: "liver"})
     pacs.stow([content])
     store = pacs_store(pacs.url, tmp_path / "data")
     assert set(store.list_images()) == set(uids.values())
@@ -280,10 +280,8 @@ def test_a_series_that_grew_is_fetched_anew_unless_a_label_was_accepted_on_it(pa
         assert shape == (24, 20, 6)
         held = client.get("/datastore/image", params={"image": first})
         assert downloaded(held)[0].shape == (24, 20, 4)
-        assert (
-            "other instances"
-            in client.get("/datastore/image/info", params={"image": first}).json()["changed"]
-        )
+        info = client.get("/datastore/image/info", params={"image": first}).json()
+        assert "other instances" in info["changed"]
         assert "original" not in client.get("/datastore/?output=all").json()["objects"][second]["labels"]
         assert np.array_equal(label(client, first), BLOCK[:, :, :4])
 

@@ -22,6 +22,7 @@ from monailabel.utils.async_tasks import utils as background
 
 from apps.samloop import lifecycle
 from tests.conftest import server_process
+from tests.slicer_parts import Panel
 from tests.test_server import infer
 
 #: samloop, changed by `change` once its settings are read and before its application is made.
@@ -120,17 +121,23 @@ def test_a_save_that_has_begun_ends_well(tmp_path, studies):
     assert not list((studies / "labels" / "final").glob(".*"))
 
 
-def test_told_twice_it_ends_at_once(tmp_path, studies):
+@pytest.mark.parametrize("why", ["told twice", "its time is over"])
+def test_it_ends_with_what_never_ends(tmp_path, studies, why):
+    hurried = SLOW_SAVE.replace(
+        "    save =", "    from apps.samloop import lifecycle\n    lifecycle.DEADLINE = 1\n    save ="
+    )
+    code = SLOW_SAVE if why == "told twice" else hurried
     with (
-        server_process(studies, tmp_path, command=("-c", SLOW_SAVE)) as (url, process),
+        server_process(studies, tmp_path, command=("-c", code)) as (url, process),
         ThreadPoolExecutor(1) as pool,
     ):
         saving = pool.submit(accept, url, tmp_path)
         until((tmp_path / "begun").exists)
         process.send_signal(signal.SIGTERM)
         until(lambda: refused(url))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM, "the save never ended"
+        if why == "told twice":
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(25) == 128 + signal.SIGTERM, "the save never ended"
         with pytest.raises(requests.ConnectionError):
             saving.result(60)
     assert not (studies / "labels" / "final" / "ct.nii.gz").exists()
@@ -272,6 +279,8 @@ def test_no_token_reaches_the_log_or_a_command_line(tmp_path, studies):
                 browser.post(f"{url}/infer/sam_click_2d?image={secret}", timeout=60, **body).status_code
                 >= 400
             )
+        panel = Panel(url, tmp_path, user="Dr Slicer", password=secret)
+        assert panel.info["models"] and panel.client().next_sample("first", {})["id"] == "ct"
         big = browser.put(f"{url}/session/", files={"files": ("a.nii.gz", bytes(16 << 20))}, timeout=60)
         assert big.status_code == 413, "and its client reads why"
         with socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=60) as raw:
@@ -292,7 +301,7 @@ def test_no_token_reaches_the_log_or_a_command_line(tmp_path, studies):
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     told = [line for line in lines if line["logger"] == "samloop.request"]
     assert {line["status"] for line in told} >= {200, 303, 401, 404, 413}
-    assert {line["user"] for line in told} == {None, "api", "Ann"}
+    assert {line["user"] for line in told} == {None, "api", "Ann", "Dr Slicer"}
     assert all(set(line) >= {"time", "level", "request_id", "route", "seconds", "bytes"} for line in told)
     rest = [line for line in log.splitlines() if not line.startswith("{")]
     assert rest[0].startswith("samloop serves") and rest[-1] == "Ctrl-C stops it.", rest

@@ -93,6 +93,7 @@ for n in range(25):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_save_at_once_lose_nothing_of_each_other(folder, store):
     """The server, batch inference, a training: each with its own memory of the index."""
     writers = [

@@ -123,7 +123,9 @@ def test_an_index_that_stock_wrote_over_ours_gets_back_what_the_journal_knows(fo
 
 
 @pytest.mark.parametrize("left", ["nothing", "half", "another"])
-def test_a_lost_journal_is_begun_anew(folder, store, label, left):
+def test_a_lost_journal_is_begun_anew(folder, store, label, tmp_path, left):
+    first = digest(write(tmp_path / "first.nii.gz", 2))
+    store.save_label("a", str(tmp_path / "first.nii.gz"), "final", {"client_id": "slicer"})
     store.save_label("a", label, "final", {"client_id": "slicer"})
     store.close()
     path = folder / HOME / NAME
@@ -131,7 +133,9 @@ def test_a_lost_journal_is_begun_anew(folder, store, label, left):
     path.write_bytes({"nothing": b"", "half": content[: len(content) // 2], "another": b"x" * 10_000}[left])
     again = open_store(folder)
     assert again.get_label_info("a", "final")["client_id"] == "slicer"
-    assert again.label_history("a")[-1]["current"]
+    told = again.label_history("a")
+    assert told[-1]["current"] and all(version["available"] for version in told)
+    assert {version["sha256"] for version in told} == {first, digest(label)}
     again.save_label("b", label, "final", {})
     assert open_store(folder).label_history("b")[-1]["event"] == "saved"
 

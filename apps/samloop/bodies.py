@@ -27,7 +27,12 @@ _LINGER_SECONDS = 5.0
 #: Seconds for which the free space of the disks is taken to be known, and bytes received meanwhile.
 _KNOWN_SECONDS = 2.0
 _KNOWN_BYTES = 64 << 20
-_UPLOADS = ("/infer/", "/datastore/", "/session/")
+#: Where files are sent, by the media type that they come in; the last two are DICOM files of a viewer.
+_UPLOADS = {
+    "multipart/form-data": ("/infer/", "/datastore/", "/session/"),
+    "multipart/related": ("/proxy/",),
+    "application/dicom": ("/proxy/",),
+}
 
 
 def media_type(header: str) -> str:
@@ -113,12 +118,12 @@ class Bodies:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
         known = "transfer-encoding" not in headers
-        form = media_type(headers.get("content-type", "")) == "multipart/form-data"
+        uploads = _UPLOADS.get(media_type(headers.get("content-type", "")), ())
         try:
             if known and not (length.isdigit() and len(length) < 20):
                 raise Refusal(400, f"content-length: {length[:20]!r} is no number")
             size = int(length) if known else 0
-            if form and scope["path"].startswith(_UPLOADS):
+            if scope["path"].startswith(uploads):
                 self._check_length(size)
                 await self._disks.check(size)
                 await self._upload(scope, receive, send)

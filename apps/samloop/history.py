@@ -7,6 +7,7 @@ where its version lies. An image's is named by the time.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ Recalled = tuple[dict[str, Info], dict[tuple[str, str, str], Info]]
 #: Digits of a hash in a file's name.
 DIGITS = 32
 IMAGES = "images"
+#: A time in ns, which was the mark of labels too before there was a journal, or a hash.
+_MARK = re.compile(r"[0-9]{19}|[0-9a-f]{32}")
 #: What a version tells; ``info``, which can be long, only of notes.
 _TOLD = ("time", "event", "tag", "who", "client", "model", "proposed", "restored", "sha256", "size")
 
@@ -81,19 +84,20 @@ class History:
         ext = str(line.get("ext", "")).lower()
         return self.folder / line["tag"] / f"{line['image']}.{line['sha256'][:DIGITS]}{ext}"
 
-    def unrecorded(self) -> list[Line]:
-        """A line for each label that is kept here since before there was a journal, oldest first."""
-        return sorted(self._unrecorded(), key=lambda line: line["time"])
+    def unrecorded(self, journal: Journal) -> list[Line]:
+        """A line for each label here that a journal, new or begun anew, does not know, oldest first."""
+        known = {(line["image"], line.get("tag"), line.get("sha256")) for line, _ in journal.read()}
+        lines = (line for line in self._kept() if (line["image"], line["tag"], line["sha256"]) not in known)
+        return sorted(lines, key=lambda line: line["time"])
 
-    def _unrecorded(self) -> Iterator[Line]:
+    def _kept(self) -> Iterator[Line]:
         for file in self.folder.glob("*/*"):
-            tag, (image, _, stamp) = file.parent.name, stem(file).rpartition(".")
-            if not (extension(file) and stamp.isdecimal() and len(stamp) == 19 and image):
+            tag, (image, _, mark) = file.parent.name, stem(file).rpartition(".")
+            if tag == IMAGES or not (is_tag(tag) and extension(file) and image and _MARK.fullmatch(mark)):
                 continue
-            if tag == IMAGES or not is_tag(tag):
-                continue
+            ns = int(mark) if len(mark) < DIGITS else file.stat().st_mtime_ns
             yield {
-                "time": datetime.fromtimestamp(int(stamp) / 1e9, UTC).isoformat(),
+                "time": datetime.fromtimestamp(ns / 1e9, UTC).isoformat(),
                 "event": "earlier",
                 "image": image,
                 "tag": tag,

@@ -150,7 +150,9 @@ class IndexedDatastore(LocalDatastore):
             self._state, self._stale = (loaded.index, loaded.at), loaded.stale
             self._images = self.check_inside(Path(os.path.normpath(loaded.index.image_path())))
             self._labels = self.check_inside(Path(os.path.normpath(loaded.index.label_path(None))))
-            lines = [] if loaded.at else self._history.unrecorded()
+            lines: list[Line] = []
+            if loaded.foreign or not loaded.at:
+                lines += self._history.unrecorded(self._journal)
             if loaded.foreign:
                 images = ((name, case.image) for name, case in loaded.index.objects.items())
                 lines += [line("found", name, ext=image.ext, info=image.info) for name, image in images]
@@ -221,8 +223,8 @@ class IndexedDatastore(LocalDatastore):
     def _take(self, found: Differences) -> None:
         """Carry out what the folders say; the lock is held."""
         lines = list(found.lines)
-        for name, tag, seen in found.second:
-            lines += self._put_aside(name, tag, seen)
+        aside = [(name, tag, seen) for name, tag, seen in found.second if self._hashed(name, tag, seen)]
+        lines += [self._kept_aside(*second) for second in aside]
         if lines:
             content = encoded(lines)
             try:
@@ -233,6 +235,9 @@ class IndexedDatastore(LocalDatastore):
                 for entry in lines:
                     apply(objects, entry)
                 self._publish(objects, self._state[1])
+        for name, tag, seen in aside:
+            (self._labels / tag / f"{name}{seen.ext}").unlink()
+            sync(self._labels / tag)
         objects = dict(self._state[0].objects)
         for name, tag, seen in found.touched:
             case = objects[name]
@@ -241,17 +246,13 @@ class IndexedDatastore(LocalDatastore):
         self._publish(objects, self._state[1])
         self._stale = True
 
-    def _put_aside(self, name: str, tag: str, seen: Seen) -> list[Line]:
-        """Move a label file whose id another one has into the history: what a killed save left, or a copy."""
+    def _kept_aside(self, name: str, tag: str, seen: Seen) -> Line:
+        """Keep a label file whose id another one has in the history: what a killed save left, or a copy."""
         path = self._labels / tag / f"{name}{seen.ext}"
         sha256 = self._hashed(name, tag, seen)
-        if sha256 is None:
-            return []
-        kept = self._history.keep(path, tag, sha256)
+        kept = self._history.keep(path, tag, str(sha256))
         logger.warning("%s has the id of another label file; it is %s in the history now", path, kept)
-        path.unlink()
-        sync(path.parent)
-        return [line("earlier", name, tag, sha256=sha256, size=seen.size, file=kept)]
+        return line("earlier", name, tag, sha256=sha256, size=seen.size, file=kept)
 
     def _touched(self, paths: set[Path]) -> None:
         """Look at the folders, unless all that came or went is known: what the store itself wrote."""

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import FileIO
@@ -59,9 +59,8 @@ def said_by(info: Mapping[str, Any]) -> Line:
     Args:
         info: ``user``, a name; ``client_id``, what the client calls itself.
     """
-    acts, user, client = _ACTING.get(), info.get("user"), info.get("client_id")
-    who = (user if acts is None else acts) or client or user or None
-    return {"who": who, "client": client}
+    acts, client = _ACTING.get(), info.get("client_id")
+    return {"who": (info.get("user") if acts is None else acts) or client or None, "client": client}
 
 
 def made_by(info: Mapping[str, Any]) -> Line:
@@ -115,10 +114,12 @@ class Journal:
                 _write(file, content)
                 os.fsync(file.fileno())
             except BaseException:
-                file.truncate(start)
+                with suppress(OSError):  # what is left of it then is cut off by the next line
+                    file.truncate(start)
                 raise
         if new:
-            sync(self.path.parent)
+            for folder in (self.path.parent, self.path.parent.parent):
+                sync(folder)
         return start + len(content)
 
     def mend(self) -> int:

@@ -199,7 +199,7 @@ class SafeDatastore(IndexedDatastore):
                 facts = {
                     **said_by(info),
                     "model": info.get("model"),
-                    "proposed": made_by(proposal.info) if proposal else made_by(info) or None,
+                    "proposed": made_by(proposal.info if proposal else info) or None,
                     **written,
                     "image_sha256": case.image.sha256,
                     "replaced": kept.get(before),

@@ -129,7 +129,7 @@ def _is_whole(index: Path) -> bool:
         return isinstance(json.loads(index.read_bytes())["objects"], dict)
     except FileNotFoundError:
         return True  # killed before the first was written
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return False
 
 

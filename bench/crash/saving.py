@@ -49,11 +49,14 @@ def kill_savers(
     """
     rng = random.Random(seed)
     total: Counter[str] = Counter()
-    book, start = Book(), 1.0
+    book = Book()
+    begun = time.monotonic()
+    in_child(look, folder, book, images)
+    start = time.monotonic() - begun
     for n in range(kills):
         wait = rng.uniform(0.0, start + _WINDOW)
         ready = _round(folder, book, [rng.randrange(1 << 30) for _ in range(WRITERS)], wait)
-        start = ready if ready is not None else start
+        start = ready if ready is not None else 1.1 * start
         found, book = in_child(look, folder, book, images)
         total += found
         total["kills before the first save"] += ready is None

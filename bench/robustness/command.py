@@ -22,7 +22,7 @@ from bench import servers
 from bench.latency import write_volume
 from bench.proc import cpu_name
 from bench.robustness import local, stockapp, stores
-from bench.robustness.subject import OURS, PATIENCE, STOCK, Subject, short
+from bench.robustness.subject import OURS, STOCK, Subject, last_error, short
 from bench.table import markdown
 
 Rows = dict[str, dict[str, str]]
@@ -66,7 +66,7 @@ def _note(rows: Rows, probe: str, name: str, act: Callable[[], str], only: str) 
     try:
         said = act()
     except requests.Timeout:
-        said = f"no answer in {PATIENCE:.0f} s"
+        said = "no answer"
     except Exception as error:
         said = f"? {type(error).__name__} {short(error)}"
     rows.setdefault(probe, {})[name] = said
@@ -139,27 +139,23 @@ def _dicom(name: str, folder: Path, args: argparse.Namespace, rows: Rows) -> Non
 
     with running_orthanc(folder / "orthanc") as orthanc:
         first, second, mr = dicom.fill(orthanc, folder / "slices")
-        log = args.out / f"{name}-dicom.log"
 
         def start(own: str, *, tools: bool = True) -> Any:
+            (folder / own).mkdir()
+            log = args.out / f"{name}-dicom-{own}.log"
             return _subject(name, orthanc.url, folder / own, log, tools=tools)
 
         def without_tools() -> str:
-            (folder / "bare").mkdir()
             try:
                 with start("bare", tools=False):
                     return "starts"
             except RuntimeError:
-                lines = [line for line in log.read_text().splitlines() if line.strip()]
-                return f"**does not start**: {short(lines[-1])}"
+                log = args.out / f"{name}-dicom-bare.log"
+                return f"**does not start**: {last_error(log.read_text(errors='replace'))}"
 
         _note(rows, "start without dcmqi's programs on the PATH", name, without_tools, args.only)
-        (folder / "own").mkdir()
-        (folder / "new").mkdir()
         with start("own") as subject:
-            place = dicom.Place(
-                subject=subject, orthanc=orthanc, ct=(first, second), mr=mr, fresh=lambda: start("new")
-            )
+            place = dicom.Place(subject=subject, orthanc=orthanc, ct=(first, second), mr=mr, fresh=start)
             for probe, act in dicom.PROBES.items():
                 _note(rows, probe, name, lambda act=act: act(place), args.only)  # type: ignore[misc]
         shutil.rmtree(folder / "slices")

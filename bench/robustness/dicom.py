@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ import pydicom
 import requests
 
 from bench.robustness.subject import Subject, short, timed, told, watched
+from sam_infer.volumes import read_image
 from tests.dicom_data import write_series
 from tests.orthanc import Orthanc
 from trainers.phantoms import make_phantom
 
 LABEL_INFO = [{"name": "liver", "idx": 1}, {"name": "kidney_right", "idx": 3}]
 #: Seconds after which a PACS that is back must be noticed.
-RECOVERY = 120.0
+RECOVERY = 60.0
+#: Seconds after which an answer of a server whose PACS is down is not waited for.
+DOWN_PATIENCE = 45.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +38,14 @@ class Place:
         orthanc: Its PACS.
         ct: SeriesInstanceUIDs of the two CT series.
         mr: That of the MR series.
-        fresh: Starts another server over the same PACS, with nothing in its own folder.
+        fresh: Starts another server over the same PACS, with a folder of its own of that name.
     """
 
     subject: Subject
     orthanc: Orthanc
     ct: tuple[str, str]
     mr: str
-    fresh: Callable[[], AbstractContextManager[Subject]]
+    fresh: Callable[[str], AbstractContextManager[Subject]]
 
 
 def fill(orthanc: Orthanc, folder: Path) -> tuple[str, ...]:
@@ -120,14 +123,14 @@ def _final(place: Place) -> str:
 
 
 def _rebuilt(place: Place) -> str:
-    with place.fresh() as subject:
+    with place.fresh("new") as subject:
         subject.send("GET", "/datastore/?output=train")
         reply = subject.send("GET", f"/datastore/label?label={place.ct[0]}&tag=final")
         if reply.ok:
             return _values(reply)
         found: set[int] = set()
-        for path in subject.outside.rglob("labels/final/*.nii*"):
-            found |= set(np.unique(np.asanyarray(_read(path.read_bytes()).dataobj)).tolist())
+        for path in subject.outside.rglob("labels/final/*.seg.nrrd"):
+            found |= set(np.unique(read_image(path).array).tolist())
         return f"{told(reply)}; the file in its cache has values {sorted(found - {0})}"
 
 
@@ -181,26 +184,36 @@ def _down(silent: bool) -> Callable[[Place], str]:
     def run(place: Place) -> str:
         if silent:
             with place.orthanc.silent():
-                return _while_down(place)
+                return _while_down(place.subject)
         place.orthanc.stop()
         try:
-            return _while_down(place)
+            return _while_down(place.subject)
         finally:
             place.orthanc.start()
 
     return run
 
 
-def _while_down(place: Place) -> str:
-    subject = place.subject
+def _started_down(place: Place) -> str:
+    place.orthanc.stop()
+    try:
+        with place.fresh("down") as subject:
+            return _while_down(subject)
+    except RuntimeError:
+        return "**does not start**"
+    finally:
+        place.orthanc.start()
+
+
+def _while_down(subject: Subject) -> str:
+    subject = replace(subject, patience=DOWN_PATIENCE)
     acts: dict[str, Callable[[], requests.Response]] = {
         "/info/": lambda: subject.send("GET", "/info/"),
         "/datastore/": lambda: subject.send("GET", "/datastore/?output=all"),
-        "next case": lambda: subject.send("POST", f"/activelearning/{place_strategy}", json={}),
-        "infer": lambda: subject.infer("image=1.2.3.5"),
+        "next case": lambda: subject.send("POST", "/activelearning/random", json={}),
+        "infer on a case that is not cached": lambda: subject.infer("image=1.2.3.5"),
         "proxy": lambda: subject.send("GET", "/proxy/dicom/qido/studies"),
     }
-    place_strategy = "random"
     found = []
     for name, act in acts.items():
         said, seconds = timed(act)
@@ -213,7 +226,7 @@ def _blocked(place: Place) -> str:
     place.orthanc.stop()
     try:
         with watched(place.subject) as waits:
-            timed(lambda: place.subject.send("GET", "/datastore/?output=all"))
+            timed(lambda: place.subject.infer("image=1.2.3.6"))
         return f"slowest /info/ {max(waits):.1f} s"
     finally:
         place.orthanc.start()
@@ -262,9 +275,10 @@ PROBES: dict[str, Callable[[Place], str]] = {
     "infer on, and save for, a series that is not there": _unknown,
     "next case when all are labelled": _none_left,
     "proxy: a filter, and an Accept header": _proxy,
-    "PACS down": _down(silent=False),
+    "PACS down, the lists in the cache": _down(silent=False),
     "PACS takes connections and is silent": _down(silent=True),
     "PACS down: what others wait for /info/ meanwhile": _blocked,
     "PACS down: save an accepted label": _save_down,
     "PACS is back": _back,
+    "server started while the PACS is down": _started_down,
 }

@@ -17,7 +17,7 @@ from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 
 from apps.samloop.store import SafeDatastore
 from bench.robustness.local import labelmap
-from bench.robustness.subject import STOCK, Subject, short, told
+from bench.robustness.subject import STOCK, Subject, last_error, told
 
 #: Images of the store that is killed.
 IMAGES = 20
@@ -96,8 +96,7 @@ def damaged_index(
             count = reply.json()["datastore"]
             return f"starts; /info/ {told(reply)}, {count['total']} cases, {count['completed']} accepted"
     except RuntimeError:
-        lines = [line for line in log.read_text().splitlines() if "Error" in line]
-        return f"**does not start**: {short(lines[-1] if lines else '')}"
+        return f"**does not start**: {last_error(log.read_text(errors='replace'))}"
     finally:
         if len(index.read_bytes()) < len(whole) // 2:
             index.write_bytes(whole)

@@ -14,8 +14,6 @@ from typing import Any
 
 import requests
 
-#: Seconds after which an answer is not waited for.
-PATIENCE = 300.0
 STOCK, OURS = "stock", "samloop"
 
 
@@ -32,6 +30,7 @@ class Subject:
         model: A model that answers for `prompt`.
         prompt: Its parameters.
         trainer: A trainer that goes on for long.
+        patience: Seconds after which an answer is not waited for.
     """
 
     name: str
@@ -42,10 +41,11 @@ class Subject:
     model: str
     prompt: dict[str, Any]
     trainer: str
+    patience: float = 300.0
 
     def send(self, method: str, path: str, **kwargs: Any) -> requests.Response:
         """One request, answered with whatever status."""
-        return requests.request(method, self.url + path, timeout=PATIENCE, **kwargs)
+        return requests.request(method, self.url + path, **{"timeout": self.patience, **kwargs})
 
     def infer(self, query: str, params: object = None, **files: tuple[str, bytes]) -> requests.Response:
         """An inference; ``params`` as JSON, or a text as it is."""
@@ -90,6 +90,12 @@ def short(said: object, length: int = 110) -> str:
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
 
 
+def last_error(log: str) -> str:
+    """The last line of a log that names an error."""
+    lines = [line for line in log.splitlines() if "Error" in line and not line.startswith("[")]
+    return short(lines[-1]) if lines else "nothing said"
+
+
 @contextmanager
 def watched(subject: Subject) -> Iterator[list[float]]:
     """Seconds that each `GET /info/` took within, asked one after the other."""
@@ -98,9 +104,7 @@ def watched(subject: Subject) -> Iterator[list[float]]:
 
     def ask() -> None:
         while not over.is_set():
-            start = time.perf_counter()
-            requests.get(f"{subject.url}/info/", timeout=PATIENCE)
-            waits.append(time.perf_counter() - start)
+            waits.append(timed(lambda: subject.send("GET", "/info/"))[1])
             over.wait(0.02)
 
     thread = threading.Thread(target=ask)
@@ -119,5 +123,5 @@ def timed(act: Callable[[], requests.Response]) -> tuple[str, float]:
     try:
         said = told(act())
     except requests.RequestException as error:
-        said = f"no answer ({type(error).__name__})"
+        said = "no answer" if isinstance(error, requests.Timeout) else f"cut off ({type(error).__name__})"
     return said, time.perf_counter() - start

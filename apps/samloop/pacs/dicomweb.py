@@ -213,7 +213,7 @@ class Dicomweb:
         content = self.client.content(response)
         try:
             rows = json.loads(content) if content.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             kind = response.headers.get("content-type", "nothing known")
             raise self.client.unavailable(f"its answer to {path} is not JSON but {kind}") from error
         rows = [rows] if isinstance(rows, dict) else rows

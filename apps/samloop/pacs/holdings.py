@@ -68,7 +68,7 @@ class Holdings:
         self._search = dict(search)
         self._known = known
         self._local = local
-        self._grouped: tuple[tuple[object, ...], dict[str, list[SegFacts]]] | None = None
+        self._grouped: tuple[object, object, dict[str, list[SegFacts]]] | None = None
         self.segs = SegIndex(pacs.metadata, path=folder / "segs.jsonl")
         self._listing = Listing(self._fetch, path=folder / "series.json", client=pacs.client)
 
@@ -125,7 +125,7 @@ class Holdings:
         last = self._listing.last
         if last is not None and seg in last.images:
             return None
-        entry = self._segs_learned(seconds=WAIT).segs.get(seg)
+        entry = self._segs_learned().segs.get(seg)
         return self.segs.get(entry) if entry is not None else None
 
     def sent(self, facts: SegFacts) -> None:
@@ -142,15 +142,16 @@ class Holdings:
         """Series of images that can be used, and the label that counts of those that have one.
 
         Args:
-            wait: Until all segmentations are known, however many are new; else for a moment.
+            wait: For the PACS's list, and until all segmentations are known; else for a moment.
 
         Raises:
             UnavailableError: When the PACS has never answered.
         """
-        snapshot = self._segs_learned(seconds=None if wait else WAIT)
+        snapshot = self._segs_learned(patient=wait)
         images, local = self.usable(snapshot), self._local()
-        labels = {image_id: self._accepted(image_id, snapshot, local) for image_id in images}
-        return images, {image_id: label for image_id, label in labels.items() if label is not None}
+        having = [name for name in images if name in local or name in self._by_image(snapshot)]
+        labels = {name: self._accepted(name, snapshot, local) for name in having}
+        return images, {name: label for name, label in labels.items() if label is not None}
 
     def accepted_of(self, image_id: str) -> Accepted | None:
         """The label that counts for an image; None where it has none.
@@ -158,29 +159,29 @@ class Holdings:
         Raises:
             UnavailableError: When the PACS has never answered.
         """
-        return self._accepted(image_id, self._segs_learned(seconds=WAIT), self._local())
+        return self._accepted(image_id, self._segs_learned(), self._local())
 
     def _accepted(self, image_id: str, snapshot: Snapshot, local: Local) -> Accepted | None:
         info, waiting = local.get(image_id, (None, False))
         segs = self._by_image(snapshot).get(image_id, ())
         return accepted_label(info, segs, waiting=waiting, listed=snapshot.segs)
 
-    def _segs_learned(self, *, seconds: float | None) -> Snapshot:
-        snapshot = self._listing.current()
-        self.segs.learn(snapshot.segs.values(), seconds=seconds)
+    def _segs_learned(self, *, patient: bool = False) -> Snapshot:
+        snapshot = self._listing.current(patient=patient)
+        self.segs.learn(snapshot.segs, seconds=None if patient else WAIT)
         return snapshot
 
     def _by_image(self, snapshot: Snapshot) -> dict[str, list[SegFacts]]:
         """Segmentations that hold a label of the project, by the image that they belong to."""
-        mark = (snapshot, self.segs.version, self._refusals.version)
-        if self._grouped is not None and self._grouped[0] == mark:
-            return self._grouped[1]
+        mark = (self.segs.version, self._refusals.version)
+        if self._grouped is not None and self._grouped[0] is snapshot.segs and self._grouped[1] == mark:
+            return self._grouped[2]
         refused = self._refusals.reasons(snapshot.segs.values())
         found: dict[str, list[SegFacts]] = {}
         for facts in filter(None, map(self.segs.get, snapshot.segs.values())):
             if facts.image is not None and facts.seg not in refused and any(map(self._known, facts.names)):
                 found.setdefault(facts.image, []).append(facts)
-        self._grouped = mark, found
+        self._grouped = snapshot.segs, mark, found
         return found
 
     def _fetch(self) -> tuple[list[SeriesEntry], list[SeriesEntry]]:

@@ -30,8 +30,8 @@ class Snapshot:
     """What the PACS listed.
 
     Args:
-        images: Series of images by uid, in the PACS's order.
-        segs: Series of segmentations by uid.
+        images: Series of images by uid, in the PACS's order; the same object while nothing changes.
+        segs: Series of segmentations by uid; as ``images``.
         told: When, in seconds since 1970.
     """
 
@@ -78,16 +78,21 @@ class Listing:
         with self._changed:
             self._ask_if_due()
 
-    def current(self) -> Snapshot:
+    def current(self, *, patient: bool = False) -> Snapshot:
         """What the PACS holds now, or held when it answered last.
+
+        Args:
+            patient: Wait for its answer as long as it may take.
 
         Raises:
             UnavailableError: When it has never answered.
         """
         with self._changed:
             mine = self._ask_if_due()
+        if mine is not None and patient:
+            self._ended(mine, None)
         # One that waited in vain waited for all.
-        if mine is not None and not self._slow and self._client.down is None:
+        elif mine is not None and not self._slow and self._client.down is None:
             self._slow = not self._arrived(mine)
         with self._changed:
             if self._snapshot is not None:
@@ -121,7 +126,7 @@ class Listing:
             return False
         return self._ended(mine, max(0.0, until - time.monotonic()))
 
-    def _ended(self, mine: object, seconds: float) -> bool:
+    def _ended(self, mine: object, seconds: float | None) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._running is not mine, seconds)
 
@@ -165,9 +170,12 @@ class Listing:
             if snapshot is not None:
                 for uid in snapshot.segs:
                     self._sent.pop(uid, None)
-                self._snapshot = snapshot = self._with_sent(snapshot)
+                snapshot = self._with_sent(snapshot)
+                if before is not None and _content(snapshot) == _content(before):
+                    snapshot = replace(before, told=snapshot.told)  # so that it is seen to be the same
+                self._snapshot = snapshot
             self._changed.notify_all()
-        if snapshot is not None and (before is None or _content(snapshot) != _content(before)):
+        if snapshot is not None and (before is None or not _same(snapshot, before)):
             with suppress(OSError):
                 write_atomic(self._path, json.dumps(_record(snapshot)).encode())
 
@@ -179,6 +187,10 @@ class Listing:
 
 def _content(snapshot: Snapshot) -> tuple[Mapping[str, SeriesEntry], Mapping[str, SeriesEntry]]:
     return snapshot.images, snapshot.segs
+
+
+def _same(one: Snapshot, other: Snapshot) -> bool:
+    return one.images is other.images and one.segs is other.segs
 
 
 def _record(snapshot: Snapshot) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import datetime
 import io
 import json
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -71,6 +72,7 @@ class SegIndex:
         self._known = _read(path)
         self._failed: dict[str, float] = {}
         self._running = False
+        self._settled: object = None
         #: Rises whenever something is learned.
         self.version = 0
 
@@ -92,21 +94,27 @@ class SegIndex:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(line)
 
-    def learn(self, entries: Iterable[SeriesEntry], *, seconds: float | None) -> None:
+    def learn(self, listed: Mapping[str, SeriesEntry], *, seconds: float | None) -> None:
         """Ask about those that are not known, in a thread.
 
         Args:
-            entries: All segmentations listed.
+            listed: All segmentations, by series.
             seconds: How long to wait for a few; None waits for all of them.
         """
-        now = time.monotonic()
-        new = [e for e in entries if self.get(e) is None and self._failed.get(e.uid, -_AGAIN) <= now - _AGAIN]
-        with self._changed:
-            if new and not self._running:
-                self._running = True
-                threading.Thread(target=self._learn, args=(new,), name="pacs-segs", daemon=True).start()
-            if seconds is None or len(new) <= _FEW:
-                self._changed.wait_for(lambda: not self._running, seconds)
+        while listed is not self._settled:
+            unknown = [entry for entry in listed.values() if self.get(entry) is None]
+            if not unknown:
+                self._settled = listed
+            before = time.monotonic() - _AGAIN
+            new = [entry for entry in unknown if self._failed.get(entry.uid, -math.inf) <= before]
+            with self._changed:
+                if new and not self._running:
+                    self._running = True
+                    threading.Thread(target=self._learn, args=(new,), name="pacs-segs", daemon=True).start()
+                if seconds is None or len(new) <= _FEW:
+                    self._changed.wait_for(lambda: not self._running, seconds)
+            if not new or seconds is not None:
+                return
 
     def _learn(self, entries: list[SeriesEntry]) -> None:
         try:

@@ -102,6 +102,7 @@ def save_label(
 ) -> dict[str, Any]:
     """Save the label map of an image; tag ``final`` accepts the case."""
     info = with_user(parse_object("params", params), user)
+    info.pop("restored", None)  # what `PUT /datastore/label/restore` alone says
     instance = app_instance()
     with received("label", label) as path, acting(name_of(user)):
         tag = tag or DefaultLabelTag.FINAL.value
@@ -129,7 +130,12 @@ def archive(
     store = app_instance().datastore()
     if not store.get_labeled_images():
         raise InputError("dataset", 0, "no case has been accepted yet", status=404)
-    path = Path(store.get_dataset_archive(limit_cases))
+    try:
+        path = Path(store.get_dataset_archive(limit_cases))
+    except FileNotFoundError:
+        raise InputError(
+            "dataset", limit_cases, "a case was changed meanwhile; ask again", status=409
+        ) from None
     return FileResponse(
         path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(path.unlink)
     )

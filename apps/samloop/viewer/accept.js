@@ -3,7 +3,7 @@
 // The viewer's panel runs models and draws what they answer, but it has no way to save a label. This script takes the
 // panel's label map from the viewer and sends it as a file that says where its voxels lie in the patient and what its
 // values are called, so that the server checks both, whatever the slices' order and the viewer's own numbers.
-import { describe, nrrdHeader, readLabels } from './labelmap.mjs';
+import { describe, infoForPanel, nrrdHeader, readLabels } from './labelmap.mjs';
 
 const NONE_LEFT = 'No case is left: all are accepted.';
 const SEGMENTATION = '1'; // the id that the panel gives its segmentation
@@ -27,6 +27,10 @@ function segmented() {
   if (shown.SeriesInstanceUID !== series || [...proposals().series].some(uid => uid !== series)) {
     throw new Error('The active view, or a proposal, is of another series than the segmentation. Reload the page, ' +
       'and open no other series in a view before this one is accepted.');
+  }
+  if (segmentationService.getSegmentations().length > 1) {
+    throw new Error('Another segmentation is open, so what is shown is not what would be accepted. Reload the page, ' +
+      'and do not open it.');
   }
   const segments = Object.values(segmentationService.getSegmentation(SEGMENTATION).segments);
   return {
@@ -62,6 +66,7 @@ const open = XMLHttpRequest.prototype.open;
 XMLHttpRequest.prototype.open = function (method, url, ...rest) {
   const asked = new URL(url, location.href);
   const [, what, name] = asked.pathname.match(/\/(infer|train|activelearning)\/([^/]*)$/) ?? [];
+  if (/\/info\/$/.test(asked.pathname)) this.addEventListener('readystatechange', () => informed(this));
   if (!what || method.toUpperCase() === 'GET') return open.call(this, method, url, ...rest);
   this.addEventListener('load', () => {
     if (this.status !== 200) return explain(this);
@@ -83,6 +88,13 @@ XMLHttpRequest.prototype.open = function (method, url, ...rest) {
   }
   return open.call(this, method, asked.href, ...rest);
 };
+
+/** Have the panel read /info/ as it has to. */
+function informed(request) {
+  if (request.readyState !== XMLHttpRequest.DONE || request.status !== 200) return;
+  const value = JSON.stringify(infoForPanel(JSON.parse(request.responseText)));
+  Object.defineProperties(request, { response: { value }, responseText: { value } });
+}
 
 /** Say why a request of the panel failed, since the panel says only that it did. */
 function explain({ status, response }) {

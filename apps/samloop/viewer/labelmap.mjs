@@ -1,4 +1,4 @@
-// What a label map of the viewer says, and how it is written as a file. Pure functions.
+// What label maps of the viewer and the server say, and how one is written as a file. Pure functions.
 
 /**
  * The header of a raw NRRD file of 8 bits a voxel.
@@ -61,4 +61,20 @@ export function describe(labels, spacing) {
   const part = ({ name, voxels }) =>
     `${name} ${voxels.toLocaleString('en')} voxels (${(voxels * millilitres).toFixed(1)} ml)`;
   return labels.length ? labels.map(part).join(', ') : 'no label at all';
+}
+
+/**
+ * What /info/ answers, as the panel has to read it.
+ *
+ * A model that cannot answer yet is listed without labels. Once it can, without the panel having asked again, the panel
+ * would draw its values under the viewer's own numbers, and so under wrong names: their names are the project's, in
+ * its order. And the panel takes the empty statistics of what was never trained for a training that is at its end.
+ */
+export function infoForPanel(info) {
+  const known = info.labels.filter(name => name !== 'background');
+  const named = model => (model.type === 'segmentation' && !Object.keys(model.labels).length
+    ? { ...model, labels: known } : model);
+  const map = (object, change) => Object.fromEntries(Object.entries(object).map(([name, value]) => [name, change(value)]));
+  const trained = Object.entries(info.train_stats ?? {}).filter(([, stats]) => Object.keys(stats).length);
+  return { ...info, models: map(info.models, named), train_stats: Object.fromEntries(trained) };
 }
