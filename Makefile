@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: serve test test-all lint format docker-check setup clean
+.PHONY: serve test test-all test-browser lint format docker-check setup clean
 
 serve: setup
 	$(BIN)/samloop serve --studies "$(STUDIES)" $(SAMPLES) --host $(HOST) --port $(PORT) $(ARGS)
@@ -19,6 +19,10 @@ test: .venv/.dev
 
 test-all: .venv/.dev
 	$(BIN)/python -m pytest -m "not gpu and not browser" $(ARGS)
+
+# OHIF in Chromium, from the study list to a retrained model; needs Chromium and Orthanc.
+test-browser: .venv/.dev
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

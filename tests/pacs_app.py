@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -12,10 +13,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from requests_toolbelt.multipart import decoder
 
+from sam_infer.dicom.seg import write_seg
+from sam_infer.dicom.series import read_series
+from tests.dicom_data import write_series
+
 LABELS = {"liver": 1, "spleen": 2, "aorta": 3}
+#: What is bright in the volumes of `scan`.
+BLOCK = np.zeros((24, 20, 6), bool)
+BLOCK[4:10, 5:9, 1:5] = True
 
 
 @contextmanager
@@ -122,3 +131,37 @@ def clicked(client: Any, image: str, point: list[int], label: str = "liver", **p
     parts = decoder.MultipartDecoder(reply.content, reply.headers["content-type"]).parts
     found = nib.Nifti1Image.from_bytes(parts[1].content)
     return json.loads(parts[0].text), np.asarray(found.dataobj), found.affine
+
+
+def scan(folder, values=None, **options):
+    """Files of a volume with a bright block, and its SeriesInstanceUID."""
+    values = np.where(BLOCK, 200, -1000) if values is None else values
+    files = write_series(folder, values.astype(np.int16), **options)
+    return files, str(pydicom.dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID)
+
+
+def foreign(folder, labelmap, names, *, date="20200101", creator="somebody"):
+    """A DICOM SEG of the series in a folder, as another program would store it; and its SeriesInstanceUID."""
+    content = write_seg(
+        np.asfortranarray(labelmap, np.uint8),
+        read_series(folder),
+        names=names,
+        description="elsewhere",
+        creator=creator,
+        algorithm=None,
+    )
+    data = pydicom.dcmread(io.BytesIO(content))
+    data.ContentDate, data.ContentTime = date, "120000"
+    buffer = io.BytesIO()
+    data.save_as(buffer, write_like_original=False)
+    return buffer.getvalue(), str(data.SeriesInstanceUID)
+
+
+def accepted(client, uid):
+    """Voxels of the accepted label of an id."""
+    return downloaded(client.get("/datastore/label", params={"label": uid, "tag": "final"}))[0]
+
+
+def accepted_info(client, uid):
+    """What is told of it."""
+    return client.get("/datastore/label/info", params={"label": uid, "tag": "final"}).json()

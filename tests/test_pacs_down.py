@@ -7,21 +7,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests.dicom_data import write_series
 from tests.orthanc import running_orthanc
-from tests.pacs_app import accept, application, clicked, downloaded, store, until
+from tests.pacs_app import BLOCK, accept, accepted, application, clicked, downloaded, scan, store, until
 from tests.pacs_gate import gate_before
 
+pytestmark = pytest.mark.slow
 #: Seconds in which whatever needs the PACS must be answered, and what a busy machine may add.
 SOON, SLACK = 2.0, 1.5
-BLOCK = np.zeros((24, 20, 6), bool)
-BLOCK[4:10, 5:9, 1:5] = True
-
-
-def series(folder, **options):
-    """A volume with a bright block: (files, SeriesInstanceUID)."""
-    files = write_series(folder, np.where(BLOCK, 200, -1000).astype(np.int16), **options)
-    return files, str(pydicom.dcmread(files[0]).SeriesInstanceUID)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +21,9 @@ def pacs(tmp_path_factory):
     """Orthanc, gate, client of the application; uid of a series that is fetched, and of one that is not."""
     folder = tmp_path_factory.mktemp("down")
     with running_orthanc(folder / "orthanc") as orthanc, gate_before(orthanc.url) as gate:
-        there, one = series(folder / "one")
+        there, one = scan(folder / "one")
         orthanc.stow(there)
-        orthanc.stow(series(folder / "two")[0])
+        orthanc.stow(scan(folder / "two")[0])
         (other,) = set(orthanc.uids()) - {one}
         with application(gate.url, folder / "data") as client:
             clicked(client, one, [6, 6, 3])
@@ -104,7 +96,7 @@ def test_a_label_accepted_meanwhile_is_sent_by_itself(pacs, mode):
         assert sent["state"] == "waiting" and sent["series"] is None and sent["reason"]
         found = client.get("/datastore/").json()
         assert found["waiting"] == 1 and found["completed"] == 1
-        assert np.array_equal(read_back(client, one), 2 * BLOCK)
+        assert np.array_equal(accepted(client, one), 2 * BLOCK)
         # a second one takes its place
         again = timed(lambda: accept(client, one, 3 * BLOCK, affine)).json()["dicom_seg"]
         assert again["state"] == "waiting" and client.get("/datastore/").json()["waiting"] == 1
@@ -114,17 +106,13 @@ def test_a_label_accepted_meanwhile_is_sent_by_itself(pacs, mode):
     assert pydicom.dcmread(io.BytesIO(orthanc.file(new))).SegmentSequence[0].SegmentLabel == "aorta"
     told = client.get("/datastore/label/info", params={"label": one, "tag": "final"}).json()
     assert told["dicom_seg"] == {"state": "stored", "series": new, "reason": None}
-    assert np.array_equal(read_back(client, one), 3 * BLOCK)
-    assert np.array_equal(read_back(client, new), 3 * BLOCK)
-
-
-def read_back(client, label):
-    return downloaded(client.get("/datastore/label", params={"label": label, "tag": "final"}))[0]
+    assert np.array_equal(accepted(client, one), 3 * BLOCK)
+    assert np.array_equal(accepted(client, new), 3 * BLOCK)
 
 
 def test_the_server_starts_without_the_pacs_and_with_what_waits(tmp_path):
     with running_orthanc(tmp_path / "orthanc") as orthanc, gate_before(orthanc.url) as gate:
-        files, uid = series(tmp_path / "one")
+        files, uid = scan(tmp_path / "one")
         orthanc.stow(files)
         with application(gate.url, tmp_path / "data") as client:
             affine = clicked(client, uid, [6, 6, 3])[2]
@@ -134,18 +122,18 @@ def test_the_server_starts_without_the_pacs_and_with_what_waits(tmp_path):
             found = client.get("/datastore/").json()
             assert (found["total"], found["completed"], found["waiting"]) == (1, 1, 1)
             assert gate.url in found["unavailable"]
-            assert np.array_equal(read_back(client, uid), BLOCK)
+            assert np.array_equal(accepted(client, uid), BLOCK)
             assert orthanc.uids(Modality="SEG") == []
             gate.start()
             until(client, 0, "waiting")
             assert len(orthanc.uids(Modality="SEG")) == 1
         with application(gate.url, tmp_path / "other") as client:
-            assert np.array_equal(read_back(client, uid), BLOCK)
+            assert np.array_equal(accepted(client, uid), BLOCK)
 
 
 def test_a_pacs_that_never_answered_is_told_of(tmp_path):
     with running_orthanc(tmp_path / "orthanc") as orthanc, gate_before(orthanc.url) as gate:
-        files, uid = series(tmp_path / "one")
+        files, uid = scan(tmp_path / "one")
         orthanc.stow(files)
         gate.stop()
         with application(gate.url, tmp_path / "data") as client:

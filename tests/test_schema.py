@@ -95,11 +95,20 @@ class Visits:
         self.client.post("/batch/infer/unet?run_sync=true", json=BODIES["/batch"])
         rated = {"candidates": asked, "ranking": [0, 1, 2, 3]}
         session = put("/session/", files={"files": ("ct.nii", VOLUME)}).json()["session_id"]
-        self.names = {"session_id": [session], "candidates_id": [asked], "rated": rated}
+        history = self.client.get("/datastore/label/history?image=ct&tag=final").json()["versions"]
+        version = next(one["sha256"] for one in reversed(history) if one.get("sha256"))
+        self.names = {
+            "session_id": [session], "candidates_id": [asked], "rated": rated, "sha256": [version],
+        }  # fmt: skip
 
-    def send(self, case, draw):
-        """Send one request: as it was made, or with something that the server knows in it, or only that."""
-        known = draw(st.sampled_from(["nothing", "something", "all"]))
+    def send(self, case, draw, known):
+        """Send one request: as it was made, or with something that the server knows in it, or only that.
+
+        Args:
+            case: Schemathesis's.
+            draw: Hypothesis's.
+            known: "nothing", "something" or "all".
+        """
         choices = {**KNOWN, **self.names}
 
         def taken(name, values):
@@ -159,8 +168,6 @@ def visits(served):
 
 
 def _explore(visits, operation, examples):
-    modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
-
     @given(data=st.data())
     @settings(
         max_examples=examples,
@@ -171,10 +178,12 @@ def _explore(visits, operation, examples):
         suppress_health_check=list(HealthCheck),
     )
     def ask(data):
-        case = data.draw(operation.as_strategy(generation_mode=data.draw(st.sampled_from(modes))))
-        reply = visits.send(case, data.draw)
+        known = data.draw(st.sampled_from(["nothing", "something", "all"]))
+        mode = GenerationMode.POSITIVE if known == "all" else data.draw(st.sampled_from(list(GenerationMode)))
+        reply = visits.send(data.draw(operation.as_strategy(generation_mode=mode)), data.draw, known)
         # 503 says that something is missing or down; whether it is, is for other tests.
-        assert reply.status_code < 500 or reply.status_code == 503, (case.as_curl_command(), reply.text)
+        sent = f"{reply.request.method} {reply.request.url} {reply.request.content[:2000]!r}"
+        assert reply.status_code < 500 or reply.status_code == 503, (sent, reply.text)
         if 400 <= reply.status_code < 500 and reply.request.method != "HEAD":
             assert reply.json()["detail"], reply.text
 

@@ -17,6 +17,8 @@ from sam_infer.errors import InputError
 @pytest.fixture
 def started(monkeypatch, capsys):
     """A function that runs `serve` up to the point where it would listen; gives what it printed."""
+    import apps.samloop.server  # noqa: F401 - it must not see what is put in the application's place below
+
     known = {"total": 2}
     instance = SimpleNamespace(
         datastore=lambda: SimpleNamespace(status=lambda: known),

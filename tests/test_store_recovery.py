@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -246,9 +247,9 @@ def test_a_full_disk_changes_nothing(folder, store, label, tmp_path, monkeypatch
     assert values(open_store(folder), "a") == [2]
 
 
-@pytest.mark.slow
-def test_a_disk_that_is_really_full(tmp_path):
-    """A small file system of its own; labels are saved until it is full."""
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB of its own."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = (
@@ -259,23 +260,50 @@ def test_a_disk_that_is_really_full(tmp_path):
     )
     if not mounted:
         pytest.skip("this user cannot mount a small file system")
-    try:
-        folder = make_folder(place / "studies")
-        store = open_store(folder)
-        saved = {}
-        with pytest.raises(StorageError, match="No space left"):
-            for n in range(10_000):
-                name = "ab"[n % 2]
-                store.save_label(name, write(tmp_path / "l.nii.gz", n % 3), "final", {"n": n})
-                saved[name] = n
-        assert saved
-        for again in (store, open_store(folder)):
-            for name, n in saved.items():
-                assert again.get_label_info(name, "final")["n"] == n
-                assert values(again, name) == [n % 3]
-        assert not list(place.rglob("*.tmp"))
-    finally:
-        subprocess.run(["umount", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(small_disk, tmp_path):
+    """Labels are saved until it is."""
+    folder = make_folder(small_disk / "studies")
+    store = open_store(folder)
+    saved = {}
+    with pytest.raises(StorageError, match="No space left"):
+        for n in range(10_000):
+            name = "ab"[n % 2]
+            store.save_label(name, write(tmp_path / "l.nii.gz", n % 3), "final", {"n": n})
+            saved[name] = n
+    assert saved
+    for again in (store, open_store(folder)):
+        for name, n in saved.items():
+            assert again.get_label_info(name, "final")["n"] == n
+            assert values(again, name) == [n % 3]
+    assert not list(small_disk.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_becomes_read_only(small_disk, tmp_path):
+    """As Linux makes one that fails."""
+    folder = make_folder(small_disk / "studies")
+    store = open_store(folder)
+    label = write(tmp_path / "l.nii.gz", 1)
+    store.save_label("a", label, "final", {"n": 1})
+    before = tree(folder)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for change in (
+        lambda: store.save_label("a", label, "final", {}),
+        lambda: store.update_label_info("a", "final", {"n": 2}),
+        lambda: store.remove_image("a"),
+    ):
+        with pytest.raises(StorageError, match="Read-only file system"):
+            change()
+    store.refresh()
+    assert store.get_label_info("a", "final")["n"] == 1 and values(store, "a") == [1]
+    with pytest.raises(InputError, match="cannot write there"):
+        open_store(folder)
+    assert tree(folder) == before
 
 
 def test_a_folder_that_cannot_be_written_is_named_at_the_start(folder, monkeypatch):
@@ -311,14 +339,16 @@ def test_images_that_come_back_have_their_infos_again(folder, store, label, tmp_
     assert store.get_label_info("a", "final")["client_id"] == "slicer"
 
 
-def test_leftovers_in_the_history_are_swept(folder, store, label):
-    place = folder / HOME / "history" / "final"
-    place.mkdir(parents=True)
-    left = place / ".a.0123.nii.gz.1.2.tmp"
-    left.write_bytes(b"half")
-    os.utime(left, (1, 1))
+def test_leftovers_of_killed_writers_are_swept_where_models_and_history_are_too(folder, store):
+    places = [folder / HOME / name for name in (".", "history/final", "models", "models/slices")]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, age in ((".old.1.2.tmp", 7200), (".young.1.2.tmp", 60)):
+            (place / name).write_bytes(b"half")
+            os.utime(place / name, (time.time() - age,) * 2)
     open_store(folder)
-    assert not left.exists()
+    left = [path.name for place in places for path in place.glob(".*.tmp")]
+    assert left == [".young.1.2.tmp"] * len(places)
 
 
 def test_a_store_without_reconciling_reads_what_is_known(folder, store, label):

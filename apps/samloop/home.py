@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from apps.samloop.journal import HOME
+from apps.samloop.pacs.address import address_of
 
 #: The environment variable that says where working copies of DICOMweb studies are kept; ``--data`` sets it.
 DATA_DIR = "SAMLOOP_DATA_DIR"
@@ -43,7 +44,8 @@ def home_of(studies: str) -> Path:
     """
     if not is_remote(studies):
         return Path(studies).expanduser().resolve() / HOME
-    name = hashlib.sha256(studies.strip().rstrip("/").encode()).hexdigest()[:16]
+    # Whoever asks, and with which password, it is the same PACS.
+    name = hashlib.sha256(address_of(studies).url.encode()).hexdigest()[:16]
     named = os.environ.get(DATA_DIR)
     if named:
         return Path(named).expanduser().resolve() / name

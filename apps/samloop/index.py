@@ -18,8 +18,9 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from pydantic import Field, ValidationError
 
-from apps.samloop.incoming import is_id, is_tag
+from apps.samloop.incoming import is_tag
 from apps.samloop.journal import Journal, Line
+from apps.samloop.studyfiles import is_name
 from sam_infer.files import write_atomic
 from sam_infer.volumes import EXTENSIONS
 
@@ -181,7 +182,7 @@ def _noted(entry: Entry, info: dict[str, Any]) -> Entry:
 
 def _is_file(name: str, entry: Entry) -> bool:
     """Whether what an index file names can be a file of the store."""
-    return is_id(name) and entry.ext.lower() in EXTENSIONS
+    return is_name(name) and entry.ext.lower() in EXTENSIONS
 
 
 def _plain(case: Case) -> Case:

@@ -62,16 +62,18 @@ class IndexedDatastore(LocalDatastore):
         self._files = StudyFiles(self._root)
         self._state = (Index(name="", description=""), 0)
         self._stale = False
-        #: While this process writes the journal nobody else does, and readers need not wait for the disk.
-        self._recording = False
+        #: Nothing is read on before the index is loaded, nor while this process writes the journal: then
+        #: nobody else does, and readers need not wait for the disk.
+        self._settled = False
         self._images = self._labels = self._root
         self._hashes: dict[tuple[str, str, Seen], str | None] = {}
         self._counted: tuple[Objects, dict[str, Any]] | None = None
         self._writing = Later(self._write_index, seconds=INDEX_DELAY)
         self._watch = Watch(self._touched)
-        for place in (self._root, home, *self._root.glob("labels/*"), *self._history.folder.glob("*")):
-            _check_writable(place)
-            sweep(place)
+        for pattern in ("", "labels/*", HOME, f"{HOME}/*", f"{HOME}/history/*", f"{HOME}/models/*"):
+            for place in self._root.glob(pattern) if pattern else [self._root]:
+                _check_writable(place)
+                sweep(place)
         images = [f"*{e}" for e in EXTENSIONS if e != ".seg.nrrd"]
         super().__init__(str(self._root), extensions=images, auto_reload=False, read_only=read_only)
         if self._stale and not read_only:
@@ -90,7 +92,7 @@ class IndexedDatastore(LocalDatastore):
     @property
     def _datastore(self) -> LocalDatastoreModel:  # type: ignore[override]
         """The index with what other processes wrote by now."""
-        if self._journal.size() != self._state[1] and not self._recording:
+        if self._settled and self._journal.size() != self._state[1]:
             with self._locked():
                 pass
         return self._state[0]
@@ -131,7 +133,7 @@ class IndexedDatastore(LocalDatastore):
 
     def _record(self, content: bytes) -> None:
         """Put encoded lines into the journal, and then into the index; the lock is held."""
-        self._recording = True
+        self._settled = False
         try:
             end = self._journal.append(content)
             objects = dict(self._state[0].objects)
@@ -139,7 +141,7 @@ class IndexedDatastore(LocalDatastore):
                 apply(objects, json.loads(text))
             self._publish(objects, end)
         finally:
-            self._recording = False
+            self._settled = True
         self._writing.ask()
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
@@ -147,7 +149,7 @@ class IndexedDatastore(LocalDatastore):
             self._try(self._journal.mend)
             path, home = Path(self._datastore_config_path), self._journal.path.parent
             loaded = load(path, self._journal, self._state[0], home)
-            self._state, self._stale = (loaded.index, loaded.at), loaded.stale
+            self._state, self._stale, self._settled = (loaded.index, loaded.at), loaded.stale, True
             self._images = self.check_inside(Path(os.path.normpath(loaded.index.image_path())))
             self._labels = self.check_inside(Path(os.path.normpath(loaded.index.label_path(None))))
             lines: list[Line] = []

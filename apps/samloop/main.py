@@ -78,7 +78,7 @@ class SamloopApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         """The safe local store, the PACS's for a URL, or MONAI Label's own for XNAT and DSA."""
-        if is_remote(self.studies) and settings.MONAI_LABEL_DATASTORE:
+        if is_remote(self.studies) and settings.MONAI_LABEL_DATASTORE.lower() in ("xnat", "dsa"):
             return super().init_datastore()
         if is_remote(self.studies):
             return dicom_datastore(self.studies, self.home, self.project.labels, self.library.read)

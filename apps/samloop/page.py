@@ -12,7 +12,9 @@ STYLE = (
 )
 
 
-def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool, user: str | None) -> str:
+def render(
+    info: dict[str, Any], routes: dict[str, Any], *, ohif: bool, user: str | None, address: str | None = None
+) -> str:
     """HTML of the page.
 
     Args:
@@ -20,6 +22,7 @@ def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool, user: st
         routes: ``paths`` of the OpenAPI schema.
         ohif: Whether the OHIF viewer has a DICOMweb server to show.
         user: Who logged in; None where nobody has to.
+        address: The address for 3D Slicer on another computer, where people log in.
     """
     models = _table([(name, model.get("description", "")) for name, model in info["models"].items()])
     stats = info["datastore"]
@@ -34,11 +37,17 @@ def render(info: dict[str, Any], routes: dict[str, Any], *, ohif: bool, user: st
     leave = (
         f'<form method="post" action="/logout">{escape(user)} <button>Log out</button></form>' if user else ""
     )
+    keyed = (
+        f"<p>3D Slicer on another computer, and its module for reviewers, need this address. It lets in as "
+        f"{escape(user or '')}, and is good for 12 hours from the login: <code>{escape(address)}</code></p>"
+        if address
+        else ""
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(info["name"])}</title>'
         f"<style>{STYLE}</style>{leave}<h1>{escape(info['name'])}</h1>"
         f"<p>{stats.get('completed', 0)} of {stats.get('total', 0)} images accepted. In 3D Slicer, open the "
-        f"module <em>MONAI Label</em> and enter this page's address.</p><ul>{viewer}"
+        f"module <em>MONAI Label</em> and enter this page's address.</p>{keyed}<ul>{viewer}"
         '<li><a href="/info/">info</a></li><li><a href="/datastore/?output=all">datastore</a></li>'
         '<li><a href="/openapi.json">the routes, for programs</a></li></ul>'
         f"<h2>Models</h2>{models}<h2>Routes</h2>{calls}</html>"

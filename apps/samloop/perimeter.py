@@ -14,6 +14,7 @@ from apps.samloop.access import Access
 from apps.samloop.bodies import Bodies, Disks
 from apps.samloop.guard import Addressed, Guard, Rate
 from apps.samloop.identity import Authenticator, OpenId, TokenDoor, answer_current_user
+from apps.samloop.keyed import KeyedAddress
 from apps.samloop.tokens import ApiToken
 
 
@@ -36,6 +37,8 @@ def secure(app: FastAPI, access: Access, *, folder: Path) -> Disks:
     who: Authenticator | None = OpenId() if settings.MONAI_LABEL_AUTH_ENABLE else door
     if who is not None:
         app.add_middleware(Guard, who=who, login=door is not None)
+    if door is not None:
+        app.add_middleware(KeyedAddress)
     app.state.door = door
     answer_current_user()
     if access.per_minute:

@@ -15,6 +15,7 @@ from typing import Any
 
 from apps.samloop import access
 from apps.samloop.home import add_data_argument, is_remote, use_data
+from apps.samloop.pacs.address import address_of
 from apps.samloop.project import add_engine_arguments
 from sam_infer.errors import InputError
 from sam_infer.volumes import extension
@@ -166,6 +167,7 @@ def _greet(host: str, port: int, studies: str, *, scheme: str) -> None:
 
     instance = app_instance()
     url = f"{scheme}://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::') else host}:{port}"
+    studies = address_of(studies).url if is_remote(studies) else studies  # without a password
     known = instance.datastore().status()
     count = known["total"]
     labels = ", ".join(f"{index} {name}" for name, index in instance.project.labels.items())

@@ -60,6 +60,7 @@ from apps.samloop.browser import BrowserHeaders
 from apps.samloop.gauges import metrics_of
 from apps.samloop.guard import RETRY, USER_KEY
 from apps.samloop.incoming import check_id, check_tag, parse_object
+from apps.samloop.keyed import keyed_address
 from apps.samloop.lifecycle import Lifecycle
 from apps.samloop.observe import Observe
 from apps.samloop.perimeter import secure
@@ -149,8 +150,11 @@ def create_app(access: Access | None = None) -> FastAPI:
     def home(request: Request) -> HTMLResponse:
         """What is served, and every route."""
         user = request.scope.get(USER_KEY) if app.state.door is not None else None
+        issued = request.cookies.get(app.state.door.cookie) if user else None
+        address = keyed_address(str(request.base_url), issued) if issued else None
         routes = app.openapi()["paths"]
-        return HTMLResponse(page.render(app_instance().info(), routes, ohif=remote, user=user))
+        text = page.render(app_instance().info(), routes, ohif=remote, user=user, address=address)
+        return HTMLResponse(text, headers={"cache-control": "no-store"} if address else None)
 
     return app
 
@@ -225,6 +229,8 @@ async def _check(request: Request) -> None:
             raise InputError(argument, name, choices, status=404)
     if path == "/logs/gpu" and shutil.which("nvidia-smi") is None:
         raise InputError("logs", "gpu", "this server has no NVIDIA GPU", status=404)
+    if request.method in ("GET", "HEAD", "DELETE"):
+        return  # 3D Slicer's client repeats the type and length of a body that it sent before, and sends none
     kind = media_type(request.headers.get("content-type", ""))
     if kind == "application/json" or kind.endswith("+json"):
         body = await request.body()

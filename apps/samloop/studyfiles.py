@@ -5,12 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from apps.samloop.incoming import is_id
 from sam_infer.volumes import extension, stem
 
 logger = logging.getLogger(__name__)
+
+
+#: Names whose parts are remembered: those of a folder are looked at again and again.
+_NAMES = 1 << 16
+is_name = lru_cache(_NAMES)(is_id)
+
+
+@lru_cache(_NAMES)
+def split_name(name: str) -> tuple[str, str] | None:
+    """Id and extension, in its own capitals, of an image file's name; None where it is no such name."""
+    if name.startswith(".") or not extension(name):
+        return None
+    return stem(name), name[len(stem(name)) :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +74,8 @@ class StudyFiles:
         found: dict[str, list[Seen]] = {}
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                name = entry.name
-                if name.startswith(".") or not extension(name):
+                split = split_name(entry.name)
+                if split is None:
                     continue
                 try:
                     if not entry.is_file():
@@ -69,13 +83,14 @@ class StudyFiles:
                     stat = entry.stat()
                 except FileNotFoundError:  # gone since it was listed
                     continue
-                if not is_id(stem(name)):
-                    self._tell(folder / name, "its name cannot be an id, rename it")
-                elif not outside and entry.is_symlink() and not self.is_inside(folder / name):
-                    self._tell(folder / name, "a link that leads out of the studies folder")
+                name, ext = split
+                if not is_name(name):
+                    self._tell(folder / entry.name, "its name cannot be an id, rename it")
+                elif not outside and entry.is_symlink() and not self.is_inside(folder / entry.name):
+                    self._tell(folder / entry.name, "a link that leads out of the studies folder")
                 else:
-                    seen = Seen(ext=name[len(stem(name)) :], size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-                    found.setdefault(stem(name), []).append(seen)
+                    seen = Seen(ext=ext, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+                    found.setdefault(name, []).append(seen)
         for files in found.values():
             files.sort(key=lambda seen: -seen.mtime_ns)
         return found

@@ -31,8 +31,11 @@ WRITERS = 2
 IMAGES = 10
 TAGS = ("final", "original")
 _KINDS = (".nii.gz", ".nii", ".nrrd")
-#: Seconds that are written beyond the start, at most.
+#: The share of kills that fall into the start, and the seconds of saving before the others, at most.
+_EARLY = 0.2
 _WINDOW = 1.0
+#: Seconds that a start may take.
+_PATIENCE = 300.0
 
 
 def kill_savers(
@@ -54,9 +57,10 @@ def kill_savers(
     in_child(look, folder, book, images)
     start = time.monotonic() - begun
     for n in range(kills):
-        wait = rng.uniform(0.0, start + _WINDOW)
-        ready = _round(folder, book, [rng.randrange(1 << 30) for _ in range(WRITERS)], wait)
-        start = ready if ready is not None else 1.1 * start
+        early = rng.uniform(0.0, start) if rng.random() < _EARLY else None
+        seeds = [rng.randrange(1 << 30) for _ in range(WRITERS)]
+        ready = _round(folder, book, seeds, early=early, late=rng.uniform(0.0, _WINDOW))
+        start = ready or start
         found, book = in_child(look, folder, book, images)
         total += found
         total["kills before the first save"] += ready is None
@@ -66,9 +70,22 @@ def kill_savers(
     return total
 
 
-def _round(folder: Path, book: Book, seeds: list[int], wait: float) -> float | None:
-    """Start the writers, read what they say, kill them; seconds until one was ready, None if none was."""
+def _round(folder: Path, book: Book, seeds: list[int], *, early: float | None, late: float) -> float | None:
+    """Start the writers, read what they say, kill them.
+
+    Args:
+        folder: The studies folder.
+        book: Is told what they say.
+        seeds: One for each of them.
+        early: Seconds from their start to the kill; None = ``late``.
+        late: Seconds from when all are ready to the kill.
+
+    Returns:
+        Seconds until all were ready; None where they were killed before.
+    """
     begun, children, readers = time.monotonic(), [], {}
+    end, ready = begun + (_PATIENCE if early is None else early), 0
+    seconds: float | None = None
     for number, seed in enumerate(seeds):
         read, write = os.pipe()
         child = os.fork()
@@ -78,11 +95,10 @@ def _round(folder: Path, book: Book, seeds: list[int], wait: float) -> float | N
         os.close(write)
         children.append(child)
         readers[read] = b""
-    ready = None
     killed = False
     try:
         while readers:
-            left = begun + wait - time.monotonic()
+            left = end - time.monotonic()
             if left <= 0 and not killed:
                 killed = _kill(children)
             for reader in select.select(list(readers), [], [], None if killed else max(left, 0))[0]:
@@ -90,10 +106,13 @@ def _round(folder: Path, book: Book, seeds: list[int], wait: float) -> float | N
                 *lines, rest = (readers[reader] + piece).split(b"\n")
                 readers[reader] = rest
                 for told in map(json.loads, lines):
-                    if "ready" in told:
-                        ready = ready or time.monotonic() - begun
-                    else:
+                    if "ready" not in told:
                         book.take(told)
+                        continue
+                    ready += 1
+                    if ready == len(seeds):
+                        seconds = time.monotonic() - begun
+                        end = min(end, time.monotonic() + late)
                 if not piece:
                     os.close(reader)
                     del readers[reader]
@@ -104,7 +123,7 @@ def _round(folder: Path, book: Book, seeds: list[int], wait: float) -> float | N
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status):
             raise RuntimeError(f"a writer ended by itself with status {status}")
-    return ready
+    return seconds
 
 
 def _kill(children: list[int]) -> bool:

@@ -83,7 +83,7 @@ def _subject(name: str, studies: str, folder: Path, log: Path, *, tools: bool = 
     else:
         starting = servers.samloop(studies, log, ["--data", str(folder / "data")])
         prompt = {"foreground": [[32, 32, 8]], "label": "liver"}
-        what = {"model": "sam_click_3d", "prompt": prompt, "trainer": "unet"}
+        what = {"model": "sam_click_2d", "prompt": prompt, "trainer": "unet"}
     with starting as server:
         yield Subject(name=name, url=server.url, pid=server.pid, studies=own, outside=folder, **what)
 
@@ -95,11 +95,24 @@ def _phantoms(folder: Path, count: int) -> None:
     write_phantoms(folder, count=count, shape=(64, 64, 16))
 
 
+def _plant_unet(studies: Path) -> None:
+    """A published U-Net that answers one label everywhere, so that there is a model that needs no prompt."""
+    from apps.samloop.home import home_of
+    from apps.samloop.project import load_project
+    from tests.unets import constant_unet
+
+    path = home_of(str(studies)) / "models" / "unet.safetensors"
+    path.parent.mkdir(parents=True)
+    constant_unet(path, load_project().labels)
+
+
 def _local(name: str, folder: Path, args: argparse.Namespace, rows: Rows) -> None:
     studies = folder / "studies"
     _phantoms(studies, 8)
     i, j, k = map(int, args.large.split("x"))
     write_volume(None, (i, j, k), studies / f"{local.BIG}.nii.gz")
+    if name == OURS:
+        _plant_unet(studies)
     with _subject(name, str(studies), folder, args.out / f"{name}-local.log") as subject:
         for probe, act in local.PROBES.items():
             _note(rows, probe, name, lambda act=act: act(subject), args.only)  # type: ignore[misc]

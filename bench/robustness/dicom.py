@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -171,17 +172,27 @@ def _strategy(subject: Subject) -> str:
 
 
 def _proxy(place: Place) -> str:
+    """Whether the proxy passes on a filter, and what kind of answer is wanted."""
     ask = place.subject.send
     found = ask("GET", "/proxy/dicom/qido/studies?PatientID=NOPE")
     count = len(found.json()) if found.ok and found.content else 0
-    kind = 'multipart/related; type="application/dicom+xml"'
-    told_ = ask("GET", "/proxy/dicom/qido/studies", headers={"accept": kind}).headers.get("content-type", "")
-    heard = "xml" in told_
-    return f"?PatientID=NOPE: {told(found)}, {count} studies; Accept {'heeded' if heard else 'dropped'}"
+    (one, *_) = requests.get(f"{place.orthanc.url}/instances", {"SeriesInstanceUID": place.ct[0]}).json()
+    study, series, instance = (one[tag]["Value"][0] for tag in ("0020000D", "0020000E", "00080018"))
+    path = f"/proxy/dicom/wado/studies/{study}/series/{series}/instances/{instance}/rendered"
+    kind = ask("GET", path, headers={"accept": "image/png"}).headers.get("content-type", "")
+    return f"?PatientID=NOPE: {told(found)}, {count} studies; Accept: image/png is answered with {kind}"
 
 
-def _down(silent: bool) -> Callable[[Place], str]:
+def _available(place: Place) -> None:
+    """Wait until the server uses the PACS."""
+    until = time.monotonic() + RECOVERY
+    while not place.subject.send("GET", "/proxy/dicom/qido/studies").ok and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _down(*, silent: bool) -> Callable[[Place], str]:
     def run(place: Place) -> str:
+        _available(place)
         if silent:
             with place.orthanc.silent():
                 return _while_down(place.subject)
@@ -206,23 +217,28 @@ def _started_down(place: Place) -> str:
 
 
 def _while_down(subject: Subject) -> str:
+    """Status and seconds of requests, and what the first that fails says."""
     subject = replace(subject, patience=DOWN_PATIENCE)
     acts: dict[str, Callable[[], requests.Response]] = {
         "/info/": lambda: subject.send("GET", "/info/"),
-        "/datastore/": lambda: subject.send("GET", "/datastore/?output=all"),
+        "list": lambda: subject.send("GET", "/datastore/?output=all"),
         "next case": lambda: subject.send("POST", "/activelearning/random", json={}),
         "infer on a case that is not cached": lambda: subject.infer("image=1.2.3.5"),
         "proxy": lambda: subject.send("GET", "/proxy/dicom/qido/studies"),
     }
-    found = []
+    found, reasons = [], []
     for name, act in acts.items():
         said, seconds = timed(act)
-        found.append(f"{name} {short(said, 60)} ({seconds:.1f} s)")
-    return "; ".join(found)
+        status, _, reason = said.partition(" ") if said[:1].isdigit() else (said, "", "")
+        found.append(f"{name} {status} ({seconds:.1f} s)")
+        reasons.append(re.sub(r"http://[^ ]*:\d+[^ :]*", "URL", reason))
+    reason = next((f"; says: {reason}" for reason in reasons if reason), "")
+    return "; ".join(found) + reason
 
 
 def _blocked(place: Place) -> str:
     """What others wait while one request meets a PACS that is down."""
+    _available(place)
     place.orthanc.stop()
     try:
         with watched(place.subject) as waits:
@@ -235,6 +251,7 @@ def _blocked(place: Place) -> str:
 def _save_down(place: Place) -> str:
     content = _label(place, place.ct[0], (1, 3))
     before = len(place.orthanc.uids(Modality="SEG"))
+    _available(place)
     place.orthanc.stop()
     try:
         said, seconds = timed(

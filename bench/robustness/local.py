@@ -26,11 +26,6 @@ GARBAGE = bytes(range(256)) * 40
 USERS = 8
 
 
-def labelmap(shape: tuple[int, int, int], value: int = 1) -> bytes:
-    """A label map with one label everywhere."""
-    return nib.Nifti1Image(np.full(shape, value, np.uint8), np.diag([1.5, 1.5, 3, 1])).to_bytes()
-
-
 def _truth(subject: Subject) -> bytes:
     return (subject.studies / "truth" / f"{CASE}.nii.gz").read_bytes()
 
@@ -39,12 +34,16 @@ def crowd(image: str) -> Probe:
     """Users who ask for the same inference at once, and what `GET /info/` waits meanwhile."""
 
     def run(subject: Subject) -> str:
-        middle = {**subject.prompt, "foreground": [[n // 2 for n in _shape(subject, image)]]}
-        ask = f"image={image}&output=image"
-        subject.infer(ask, middle)
+        i, j, k = (n // 2 for n in _loaded(subject, image).shape)
+
+        def ask(user: int) -> requests.Response:
+            click = [i + user, j, k - USERS // 2 + user]
+            return subject.infer(f"image={image}&output=image", {**subject.prompt, "foreground": [click]})
+
+        ask(USERS)  # the first of all loads libraries
         start = time.perf_counter()
         with watched(subject) as waits, ThreadPoolExecutor(USERS) as users:
-            replies = list(users.map(lambda _: subject.infer(ask, middle), range(USERS)))
+            replies = list(users.map(ask, range(USERS)))
             seconds = time.perf_counter() - start
         kinds = sorted({reply.status_code for reply in replies})
         took = f"{seconds:.1f} s until all are answered ({', '.join(map(str, kinds))})"
@@ -138,6 +137,10 @@ def _label(name: str, content: Callable[[Subject], bytes]) -> Probe:
     return run
 
 
+def _filled(shape: tuple[int, ...], affine: np.ndarray, value: int) -> bytes:
+    return nib.Nifti1Image(np.full(shape, value, np.uint8), affine).to_bytes()
+
+
 def _accept(subject: Subject, count: int) -> None:
     for n in range(count):
         path = subject.studies / "truth" / f"phantom_{n:03d}.nii.gz"
@@ -184,12 +187,13 @@ def _emptied(subject: Subject) -> str:
     index.write_bytes(b"")
     listed = subject.send("GET", "/datastore/?output=all")
     saved = subject.save(f"image={CASE}", "l.nii.gz", _truth(subject))
-    whole = len(index.read_bytes()) > 100
-    after = subject.send("GET", "/datastore/?output=all")
-    count = len(after.json()["objects"]) if after.ok else 0
-    return (
-        f"list {told(listed)}; save {told(saved)}; index {'whole' if whole else 'empty'}, {count} cases known"
-    )
+    until = time.monotonic() + 30
+    while len(index.read_bytes()) < 100 and time.monotonic() < until:
+        time.sleep(0.1)
+    state = "written anew" if len(index.read_bytes()) > 100 else "left empty"
+    known = subject.send("GET", "/info/").json()["datastore"]
+    counts = f"{known['total']} cases, {known['completed']} accepted"
+    return f"list {told(listed)}; save {told(saved)}; {counts}; index {state}"
 
 
 def _memory(subject: Subject) -> str:
@@ -234,8 +238,10 @@ PROBES: dict[str, Probe] = {
     "upload: image=../pwn": _id_outside,
     "download: image=../../etc/passwd": _request("GET", "/datastore/image?image=../../etc/passwd"),
     "save: garbage": _label("l.nii.gz", lambda _: GARBAGE),
-    "save: a label of another shape": _label("l.nii", lambda _: labelmap((5, 4, 3))),
-    "save: a value that is no label": _label("l.nii", lambda s: labelmap(_shape(s, CASE), 99)),
+    "save: a label of another shape": _label("l.nii", lambda _: _filled((5, 4, 3), np.eye(4), 1)),
+    "save: a value that is no label": _label(
+        "l.nii", lambda s: _filled(_loaded(s, CASE).shape, _loaded(s, CASE).affine, 99)
+    ),
     "save: x.sh": _label("x.sh", lambda _: b"#!/bin/sh\n"),
     "delete: unknown image": _request("DELETE", "/datastore/image?id=nothing"),
     "delete: unknown label": _request("DELETE", "/datastore/label?id=nothing&tag=final"),
@@ -250,7 +256,5 @@ PROBES: dict[str, Probe] = {
 }
 
 
-def _shape(subject: Subject, name: str) -> tuple[int, int, int]:
-    image = nib.Nifti1Image.from_filename(subject.studies / f"{name}.nii.gz")
-    i, j, k = image.shape
-    return (i, j, k)
+def _loaded(subject: Subject, name: str) -> nib.Nifti1Image:
+    return nib.Nifti1Image.from_filename(subject.studies / f"{name}.nii.gz")

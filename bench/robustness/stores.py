@@ -16,7 +16,6 @@ import requests
 from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 
 from apps.samloop.store import SafeDatastore
-from bench.robustness.local import labelmap
 from bench.robustness.subject import STOCK, Subject, last_error, told
 
 #: Images of the store that is killed.
@@ -27,20 +26,26 @@ SHAPE = (12, 10, 6)
 def killed(name: str, folder: Path, kills: int) -> str:
     """Kill a process that saves one label after the other, so many times, each over a fresh store."""
     damaged = lost = 0
-    label = folder / "label.nii.gz"
+    label = folder / "label.nii"
     folder.mkdir(parents=True)
-    label.write_bytes(labelmap(SHAPE))
+    affine = np.diag([1.5, 1.5, 3, 1])
+    label.write_bytes(nib.Nifti1Image(np.ones(SHAPE, np.uint8), affine).to_bytes())
     for round_ in range(kills):
         studies = folder / f"{round_}"
         studies.mkdir()
         for n in range(IMAGES):
-            image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), np.diag([1.5, 1.5, 3, 1]))
+            image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), affine)
             nib.save(image, studies / f"case_{n}.nii.gz")
         told_ = studies.with_suffix(".saved")
         child = os.fork()
         if child == 0:
-            _save_for_ever(name, studies, label, told_)
-        while not told_.exists():
+            try:
+                _save_for_ever(name, studies, label, told_)
+            finally:
+                os._exit(1)  # it must never run on as its parent
+        while not (told_.exists() and told_.stat().st_size):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise RuntimeError("the process that saves has ended by itself")
             time.sleep(0.005)
         time.sleep(random.Random(round_).uniform(0.05, 0.4))
         os.kill(child, signal.SIGKILL)

@@ -83,9 +83,10 @@ def told(reply: requests.Response) -> str:
     return f"{reply.status_code} {short(detail) or 'without a word'}"
 
 
-def short(said: object, length: int = 110) -> str:
+def short(said: object, length: int = 90) -> str:
     """A text that fits into a table."""
-    text = re.sub(r"\s+", " ", str(said)).replace("|", "/").strip()
+    text = re.sub(r"/\S*elsewhere\S*", "/path/of/a/file", re.sub(r"\s+", " ", str(said)))
+    text = text.replace("|", "/").strip("+ ")
     text = text.replace("<", "&lt;").replace("*", "\\*")
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from apps.samloop.pacs.segs import SegFacts
 
-#: The key of a label's info under which it is noted what the PACS has of it.
+#: The key of an image's or a label's info under which it is noted what the PACS has of it.
 NOTE = "pacs"
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlencode
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -106,12 +107,14 @@ class PacsClient:
         if refusal is not None:
             raise self.unavailable(refusal)
         url = self.address.under(service, path)
+        # Orthanc finds nothing by a wildcard that is written %2A.
+        query = params if isinstance(params, str) else urlencode(list(params), safe="*?")
 
         def request() -> requests.Response:
             return self._session.request(
                 method,
                 url,
-                params=params if isinstance(params, str) else list(params),
+                params=query,
                 data=body,
                 headers=dict(headers or {}),
                 timeout=(CONNECT, SILENCE),

@@ -26,12 +26,12 @@ class SeriesFiles:
     def __init__(self, pacs: Dicomweb, folder: Path) -> None:
         self._pacs = pacs
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, folders=True)
 
     @contextmanager
     def locked(self, uid: str) -> Iterator[None]:
         """Alone with a series among threads and processes."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(self._folder / f".{uid}.lock")):
             yield
 

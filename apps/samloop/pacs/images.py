@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from apps.samloop.pacs.accepted import NOTE
 from apps.samloop.pacs.dicomweb import SeriesEntry
 from apps.samloop.pacs.files import SeriesFiles
 from apps.samloop.pacs.holdings import Holdings
@@ -100,6 +101,7 @@ class FetchedImages(SafeDatastore):
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into an image's info; it is fetched for that."""
+        check_info(info)
         self._fetched(image_id)
         super().update_image_info(image_id, info)
 
@@ -142,25 +144,26 @@ class FetchedImages(SafeDatastore):
         case, last = self._objects.get(entry.uid), self._holdings.last
         if case is None or not Path(super().get_image_uri(entry.uid)).is_file():
             return True
-        info, held = case.image.info, FINAL in case.labels
-        if "changed" in info and held:
+        note, held = case.image.info.get(NOTE) or {}, FINAL in case.labels
+        if "changed" in note and held:
             return False
-        changed = self._volumes.changed(entry, info, told=last.told if last else time.time())
+        changed = self._volumes.changed(entry, note, told=last.told if last else time.time())
         if changed and held:
             logger.warning("Image %s: %s", entry.uid, _HELD)
-            super().update_image_info(entry.uid, {"changed": _HELD})
+            super().update_image_info(entry.uid, {NOTE: {**note, "changed": _HELD}})
         return changed and not held
 
     def _fetch(self, entry: SeriesEntry) -> None:
-        """Fetch an image, alone with it; what models proposed for the one before goes to the history."""
+        """Fetch an image, alone with it; where it has changed, its labels go to the history."""
         series, fetched = self._volumes.fetch(entry)
         with self._series_files.scratch(f"{entry.uid}.nii") as scratch, self._in_copy():
             path = scratch / f"{entry.uid}.nii"
             save_volume(series, path)
-            if entry.uid in self._objects:
+            case = self._objects.get(entry.uid)
+            if case is not None and not fetched.same(case.image.info.get(NOTE) or {}):
                 self._seg_files.forget(entry.uid)
                 super().remove_image(entry.uid)
-            super().add_image(entry.uid, str(path), {**described(entry), **fetched.record()})
+            super().add_image(entry.uid, str(path), {**described(entry), NOTE: fetched.record()})
         if any(self._labels.glob(f"*/{entry.uid}.*")):
             self.refresh()  # labels of an image that was removed by hand count again
 
@@ -170,6 +173,16 @@ class FetchedImages(SafeDatastore):
         if entry is None:
             raise ImageNotFoundException(f"Image {image_id} not found")
         return self._volumes.series(entry)
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Refuse an info that says what the PACS has.
+
+    Raises:
+        InputError: When it does.
+    """
+    if NOTE in info:
+        raise InputError(NOTE, info[NOTE], "the server keeps this itself; leave it out")
 
 
 def described(entry: SeriesEntry) -> dict[str, Any]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.samloop.pacs.dicomweb import Dicomweb
 from apps.samloop.pacs.files import SeriesFiles
 from apps.samloop.pacs.labelnames import LabelNames
 from apps.samloop.pacs.refusals import NoVolumeError, Refusals
 from apps.samloop.pacs.segs import SegFacts
-from sam_infer.dicom.seg import read_seg
+from sam_infer.dicom.seg import read_seg, write_seg
 from sam_infer.dicom.series import Series
 from sam_infer.errors import InputError
 from sam_infer.files import write_atomic
 from sam_infer.volumes import labelmap_bytes
 
+#: Who a DICOM SEG says it is from, where nobody is known.
+_MADE_BY = "samloop"
 logger = logging.getLogger(__name__)
 
 
@@ -92,3 +95,24 @@ class SegFiles:
         """Remove the label maps of an image, which has changed."""
         for path in self._folder.glob(f"*/{image_id}.nii.gz"):
             path.unlink(missing_ok=True)
+
+
+def labelled(
+    labelmap: NDArray[np.integer], series: Series, names: Mapping[int, str], info: Mapping[str, Any]
+) -> bytes:
+    """A label map as DICOM SEG.
+
+    Args:
+        labelmap: (I, J, K) integers on the voxels of the series, 0 = nothing.
+        series: The images that it belongs to.
+        names: Value -> label name.
+        info: Who made it, ``user``, and with what, ``model``.
+    """
+    return write_seg(
+        np.asfortranarray(labelmap, np.uint8),
+        series,
+        names=names,
+        description=_MADE_BY,
+        creator=str(info.get("user") or _MADE_BY),
+        algorithm=str(info["model"]) if info.get("model") else None,
+    )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monailabel.interfaces.exception import LabelNotFoundException, MONAILabelException
 
 from apps.samloop.pacs.accepted import NOTE, Accepted, Note, note_of
@@ -21,22 +20,19 @@ from apps.samloop.pacs.counted import CountedCases
 from apps.samloop.pacs.dicomweb import Dicomweb
 from apps.samloop.pacs.files import SeriesFiles
 from apps.samloop.pacs.holdings import Holdings, Local
-from apps.samloop.pacs.images import FINAL, FetchedImages, described
+from apps.samloop.pacs.images import FINAL, FetchedImages, check_info, described
 from apps.samloop.pacs.labelnames import LabelNames
 from apps.samloop.pacs.outbox import Outbox
 from apps.samloop.pacs.refusals import Refusals
-from apps.samloop.pacs.segfiles import SegFiles
+from apps.samloop.pacs.segfiles import SegFiles, labelled
 from apps.samloop.pacs.segs import sent_facts
 from apps.samloop.pacs.volumes import Volumes
-from sam_infer.dicom.seg import write_seg
 from sam_infer.errors import InputError, UnavailableError
 from sam_infer.volumes import Image, read_image, read_labelmap
 
 logger = logging.getLogger(__name__)
 #: What is told of the DICOM SEG of an accepted label.
 WAITING, STORED = "waiting", "stored"
-#: Who a DICOM SEG says it is from, where nobody is known.
-_MADE_BY = "samloop"
 
 
 class DicomDatastore(FetchedImages):
@@ -64,7 +60,6 @@ class DicomDatastore(FetchedImages):
         read: Callable[[Path], Image] = read_image,
     ) -> None:
         work = Path(folder, "pacs")
-        work.mkdir(parents=True, exist_ok=True)
         self.client = client
         pacs, refusals = Dicomweb(client), Refusals(work / "refused.json")
         names, files = LabelNames(labels), SeriesFiles(pacs, work / "series")
@@ -270,6 +265,7 @@ class DicomDatastore(FetchedImages):
         Raises:
             InputError: (409) When the label is one that others stored in the PACS.
         """
+        check_info(info)
         found = self._final(label_id) if label_tag == FINAL else None
         if found is not None and found[1].seg is not None:
             remedy = "it was stored in the PACS by others; accept it here to note something with it"
@@ -310,14 +306,7 @@ class DicomDatastore(FetchedImages):
         """
         with self._in_copy():
             image = self._read(Path(self.get_image_uri(image_id)))
-        return write_seg(
-            np.asfortranarray(read_labelmap(label, image), np.uint8),
-            self._series_of(image_id),
-            names=names,
-            description=_MADE_BY,
-            creator=str(info.get("user") or _MADE_BY),
-            algorithm=str(info["model"]) if info.get("model") else None,
-        )
+        return labelled(read_labelmap(label, image), self._series_of(image_id), names, info)
 
     def counted(self) -> CountedCases:
         """The cases as they can be counted without fetching any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ AGAIN = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What an image's info tells of the series that it was made from.
+    """What is noted of the series that an image was made from.
 
     Args:
         count: Number of instances.
@@ -35,6 +35,10 @@ class Fetched:
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return {"instances": self.count, "instances_sha256": self.digest, "fetched": self.when}
+
+    def same(self, note: Mapping[str, Any]) -> bool:
+        """Whether they are the instances that `record` noted."""
+        return bool(note.get("instances_sha256") == self.digest)
 
 
 def fetched_of(instances: Iterable[str]) -> Fetched:
@@ -69,26 +73,28 @@ class Volumes:
         if reason is not None:
             raise NoVolumeError(entry.uid, reason)
 
-    def changed(self, entry: SeriesEntry, info: dict[str, Any], *, told: float) -> bool:
+    def changed(self, entry: SeriesEntry, note: Mapping[str, Any], *, told: float) -> bool:
         """Whether the PACS has other instances of a series than its image was made from.
 
         Args:
             entry: The series as it is listed.
-            info: The image's, with what `Fetched.record` noted.
+            note: Of its image, as `Fetched.record` wrote it.
             told: When the list was told, in seconds since 1970.
         """
-        count, digest, when = (info.get(key) for key in ("instances", "instances_sha256", "fetched"))
-        if entry.count is not None and entry.count != count and told > float(when or 0.0):
+        newer = told > float(note.get("fetched") or 0.0)
+        if newer and entry.count is not None and entry.count != note.get("instances"):
             return True
         now = time.monotonic()
         if now - self._compared.get(entry.uid, -AGAIN) < AGAIN:
             return False
-        self._compared[entry.uid] = now
         try:
             listed = self._pacs.instances(entry)
         except UnavailableError:
             return False
-        return bool(listed) and fetched_of(listed).digest != digest
+        if listed and not fetched_of(listed).same(note):
+            return True
+        self._compared[entry.uid] = now
+        return False
 
     def fetch(self, entry: SeriesEntry) -> tuple[Series, Fetched]:
         """A series as the PACS has it now; within `SeriesFiles.locked`.

@@ -91,7 +91,8 @@ XMLHttpRequest.prototype.open = function (method, url, ...rest) {
 
 /** Have the panel read /info/ as it has to. */
 function informed(request) {
-  if (request.readyState !== XMLHttpRequest.DONE || request.status !== 200) return;
+  if (request.readyState !== XMLHttpRequest.DONE) return;
+  if (request.status !== 200) return explain(request);
   const value = JSON.stringify(infoForPanel(JSON.parse(request.responseText)));
   Object.defineProperties(request, { response: { value }, responseText: { value } });
 }
@@ -111,7 +112,8 @@ function explain({ status, response }) {
 function failure(status, detail) {
   const login = status === 401;
   const text = login ? 'You are not logged in. Log in, in a new tab, then try again here.' : detail;
-  return Object.assign(new Error(text || `The server answered ${status}.`), { status, login });
+  const unsaid = status ? `The server answered ${status}.` : 'The server does not answer. Try again.';
+  return Object.assign(new Error(text || unsaid), { status, login });
 }
 
 async function call(method, path, body) {
@@ -124,7 +126,7 @@ async function call(method, path, body) {
       headers: body && !form ? { 'content-type': 'application/json' } : {},
     });
   } catch {
-    throw new Error('The server does not answer. Try again.');
+    throw failure(0);
   }
   const content = await reply.json().catch(() => ({}));
   if (!reply.ok) throw failure(reply.status, content.detail);
