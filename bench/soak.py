@@ -220,7 +220,7 @@ def report(record: Record, minutes: float, clients: int, peak: int) -> str:
         f"{minutes:g} minutes, {clients} clients, {requests_} requests, {wrong} errors\n\n"
         f"{table}\nErrors:\n\n{errors}\n"
         f"Memory after the warm-up {first:.0f} MB, at the end {last:.0f} MB, at most {peak / 1e6:.0f} MB; "
-        f"slope {slope:+.2f} MB a minute\n\n{cpu_name()}\n"
+        f"slope {round(slope, 2) + 0.0:+.2f} MB a minute\n\n{cpu_name()}\n"
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
+from tests.orthanc import orthanc, pacs  # noqa: F401 - fixtures of every file that names them
+
 #: Real labelled sets, beside the checkout; SAMLOOP_DATA names another folder.
 DATA = Path(os.environ.get("SAMLOOP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

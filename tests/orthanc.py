@@ -160,6 +160,14 @@ def running_orthanc(folder: Path, users: dict[str, str] | None = None) -> Iterat
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    """An empty Orthanc for the tests of a file: ``from tests.orthanc import orthanc``."""
+    """An Orthanc for the tests of a file, empty at first."""
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as found:
         yield found
+
+
+@pytest.fixture
+def pacs(orthanc: Orthanc) -> Orthanc:
+    """An empty PACS."""
+    for uid in orthanc.uids():
+        orthanc.delete(uid)
+    return orthanc

@@ -80,7 +80,8 @@ def store() -> Any:
 
 def pacs_store(url: str, folder: Path, **options: Any) -> Any:
     """The datastore over a DICOMweb server, as a process that does not serve has it."""
-    from apps.samloop.pacs.client import PacsClient, address_of
+    from apps.samloop.pacs.address import address_of
+    from apps.samloop.pacs.client import PacsClient
     from apps.samloop.pacs.store import DicomDatastore
 
     return DicomDatastore(str(folder), labels=LABELS, client=PacsClient(address_of(url)), **options)

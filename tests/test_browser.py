@@ -18,7 +18,6 @@ from scipy import ndimage
 from tests.conftest import server_process
 from tests.dicom_data import write_series
 from tests.ohif_viewer import Viewer, browser
-from tests.orthanc import orthanc  # noqa: F401 - a fixture
 from trainers.phantoms import LABELS, make_phantom
 from trainers.split import is_held_out
 
@@ -31,7 +30,7 @@ ACCEPTED = 4
 
 
 @pytest.fixture(scope="module")
-def cases(orthanc, tmp_path_factory):  # noqa: F811
+def cases(orthanc, tmp_path_factory):
     """Phantoms in the PACS by series, in the order of their names: (patient, truth by name).
 
     The first four can be trained on, one of them is held out; every second one's slices are numbered from
@@ -66,7 +65,7 @@ def cases(orthanc, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def server(orthanc, cases, tmp_path_factory):  # noqa: F811
+def server(orthanc, cases, tmp_path_factory):
     """The url of a server over these."""
     scratch = tmp_path_factory.mktemp("server")
     env = {"HOME": str(scratch)}
@@ -90,7 +89,7 @@ def viewer(server, shots):
         yield Viewer(page, server, shots)
 
 
-def test_from_the_study_list_to_a_retrained_model(viewer, server, cases, orthanc, tmp_path):  # noqa: F811
+def test_from_the_study_list_to_a_retrained_model(viewer, server, cases, orthanc, tmp_path):
     series = list(cases)
     viewer.study_list()
     viewer.page.get_by_text("PHANTOM_4").first.wait_for()
@@ -153,7 +152,7 @@ def test_from_the_study_list_to_a_retrained_model(viewer, server, cases, orthanc
     }, "nothing is asked of any other host"
 
 
-def accept_by_clicks(viewer, server, orthanc, uid, case, folder, *, name):  # noqa: F811
+def accept_by_clicks(viewer, server, orthanc, uid, case, folder, *, name):
     """One click for each label, and accept; what the server and the PACS hold then is what was seen."""
     _, truth = case
     viewer.tab("Point Prompts", "sam_click_3d")
@@ -298,7 +297,7 @@ def download(server, folder, what, **params):
     return path
 
 
-def segmentation_of(orthanc, uid):  # noqa: F811
+def segmentation_of(orthanc, uid):
     """Voxels by name of the one DICOM SEG of a series in the PACS."""
     found = {}
     for seg in orthanc.uids(Modality="SEG"):

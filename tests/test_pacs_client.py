@@ -12,15 +12,15 @@ import numpy as np
 import pydicom
 import pytest
 
+from apps.samloop.pacs.address import address_of
 from apps.samloop.pacs.breaker import Breaker
-from apps.samloop.pacs.client import PacsClient, RefusedError, address_of
+from apps.samloop.pacs.client import PacsClient, RefusedError
 from apps.samloop.pacs.dicomweb import Dicomweb
 from apps.samloop.pacs.labelnames import LabelNames
 from apps.samloop.pacs.multipart import BrokenError, boundary_of, multipart_body, save_parts
 from apps.samloop.pacs.outbox import Outbox
 from sam_infer.errors import UnavailableError
 from tests.dicom_data import write_series
-from tests.orthanc import orthanc  # noqa: F401 - a fixture
 from tests.pacs_app import pacs_store
 from tests.pacs_gate import gate_before
 
@@ -150,7 +150,7 @@ def test_names_are_found_as_written_first():
 
 
 @pytest.fixture
-def scanned(orthanc, tmp_path):  # noqa: F811
+def scanned(orthanc, tmp_path):
     """A gate before Orthanc, and a series in it: its files and SeriesInstanceUID."""
     values = np.zeros((24, 20, 6), np.int16)
     files = write_series(tmp_path / "scan", values)
@@ -233,7 +233,7 @@ def test_a_list_with_part_of_a_series_is_no_series(scanned, tmp_path):
         store.get_image_uri(uid)
 
 
-def test_the_headers_of_segmentations_are_asked_for_once(scanned, orthanc, tmp_path):  # noqa: F811
+def test_the_headers_of_segmentations_are_asked_for_once(scanned, orthanc, tmp_path):
     from sam_infer.dicom.seg import write_seg
     from sam_infer.dicom.series import read_series
 

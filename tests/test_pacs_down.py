@@ -8,7 +8,18 @@ import pydicom
 import pytest
 
 from tests.orthanc import running_orthanc
-from tests.pacs_app import BLOCK, accept, accepted, application, clicked, downloaded, scan, store, until
+from tests.pacs_app import (
+    BLOCK,
+    accept,
+    accepted,
+    application,
+    clicked,
+    downloaded,
+    foreign,
+    scan,
+    store,
+    until,
+)
 from tests.pacs_gate import gate_before
 
 pytestmark = pytest.mark.slow
@@ -27,6 +38,7 @@ def pacs(tmp_path_factory):
         (other,) = set(orthanc.uids()) - {one}
         with application(gate.url, folder / "data") as client:
             clicked(client, one, [6, 6, 3])
+            foreign(folder / "one", BLOCK, {1: "liver"})  # the first one loads what writes it
             yield orthanc, gate, client, one, other
 
 

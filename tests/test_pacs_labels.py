@@ -9,7 +9,6 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from tests.orthanc import orthanc  # noqa: F401 - a fixture
 from tests.pacs_app import (
     BLOCK,
     LABELS,
@@ -24,14 +23,6 @@ from tests.pacs_app import (
     store,
     until,
 )
-
-
-@pytest.fixture
-def pacs(orthanc):  # noqa: F811
-    """An empty PACS."""
-    for uid in orthanc.uids():
-        orthanc.delete(uid)
-    return orthanc
 
 
 def test_an_empty_label_map_is_one_too(pacs, tmp_path):

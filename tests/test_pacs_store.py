@@ -12,7 +12,6 @@ import pydicom
 import pytest
 
 from tests.dicom_data import repaired_abdomen
-from tests.orthanc import orthanc  # noqa: F401 - a fixture
 from tests.pacs_app import (
     BLOCK,
     LABELS,
@@ -27,14 +26,6 @@ from tests.pacs_app import (
     scan,
     until,
 )
-
-
-@pytest.fixture
-def pacs(orthanc):  # noqa: F811
-    """An empty PACS."""
-    for uid in orthanc.uids():
-        orthanc.delete(uid)
-    return orthanc
 
 
 @pytest.mark.parametrize("reverse", [False, True])

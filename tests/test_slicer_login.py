@@ -68,6 +68,8 @@ def address(guarded):
     browser = requests.Session()
     browser.post(f"{url}/login", data={"username": "Dr. B", "password": TOKEN}).raise_for_status()
     (found,) = re.findall(rf"{re.escape(url)}/key/[^<\s]+/", browser.get(url).text)
+    (cookie,) = browser.cookies
+    assert found == f"{url}/key/{cookie.value}/", "it lets in as long as the login, and no longer"
     return found
 
 

@@ -1,9 +1,9 @@
 """Addresses that carry a token, for clients that cannot send one.
 
 3D Slicer logs in, but fetches images without the token that it got, and its module for reviewers knows no
-login at all. Both take any address of a server: under ``/key/TOKEN/`` everything is served as to who sent that
-token. It is one that was issued to a person and is good for a working day, never the API token itself, since
-addresses are written into settings and histories.
+login at all. Both take any address of a server: under ``/key/TOKEN/`` everything is served as to who sent
+that token. It is one that was issued to a person and is good for a working day, never the API token itself,
+since addresses are written into settings and histories.
 """
 
 from __future__ import annotations

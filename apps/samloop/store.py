@@ -224,14 +224,14 @@ class SafeDatastore(IndexedDatastore):
         """
         image = self._read(Path(self.get_image_uri(image_id)))
         values, fits = fit_labelmap(path, image)
-        present, where = np.unique(values, return_inverse=True)
+        present = np.unique(values.ravel(order="K"))
         mapping = index_of_value(present.tolist(), label_info, self._label_indices)
         kind = extension(path)
         if fits and all(value == index for value, index in mapping.items()):
             return None, kind
         indices = np.array([mapping.get(int(value), 0) for value in present], np.uint8)
         kind = ".nrrd" if kind in NRRD else kind if kind in NIFTI else ".png"
-        return labelmap_bytes(indices[where].reshape(values.shape), image.affine, kind), kind
+        return labelmap_bytes(indices[np.searchsorted(present, values)], image.affine, kind), kind
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Take a label out of the index; its file goes to the history.

@@ -12,7 +12,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from apps.samloop.checks.finding import Finding, Subject, fail, few, ok, warn
-from apps.samloop.pacs.client import PacsClient, RefusedError, address_of
+from apps.samloop.pacs.address import configured_address
+from apps.samloop.pacs.client import PacsClient, RefusedError
 from apps.samloop.pacs.dicomweb import JSON, Dicomweb
 from apps.samloop.tokens import read_token
 from sam_infer.errors import InputError, UnavailableError
@@ -68,16 +69,7 @@ def pacs(subject: Subject) -> list[Finding]:
     """Whether the PACS answers, lists, and would take a segmentation; nothing is stored there."""
     if not subject.remote:
         return []
-    from monailabel.config import settings
-
-    address = address_of(
-        str(subject.studies),
-        user=settings.MONAI_LABEL_DICOMWEB_USERNAME,
-        password=settings.MONAI_LABEL_DICOMWEB_PASSWORD,
-        qido=settings.MONAI_LABEL_QIDO_PREFIX,
-        wado=settings.MONAI_LABEL_WADO_PREFIX,
-        stow=settings.MONAI_LABEL_STOW_PREFIX,
-    )
+    address = configured_address(str(subject.studies))
     client = PacsClient(address)
     user = f"as {address.user}" if address.user else "without a user"
     start = time.monotonic()

@@ -49,3 +49,21 @@ def address_of(url: str, *, user: str = "", password: str = "", **prefixes: str 
         password=password if user else unquote(split.password or ""),
         **{name: prefix or "" for name, prefix in prefixes.items()},
     )
+
+
+def configured_address(url: str) -> Address:
+    """The address of a DICOMweb root, with what MONAI Label's settings (environment) say of it.
+
+    Raises:
+        InputError: As `address_of`.
+    """
+    from monailabel.config import settings  # read when it is asked for: others need no settings
+
+    return address_of(
+        url,
+        user=settings.MONAI_LABEL_DICOMWEB_USERNAME,
+        password=settings.MONAI_LABEL_DICOMWEB_PASSWORD,
+        qido=settings.MONAI_LABEL_QIDO_PREFIX,
+        wado=settings.MONAI_LABEL_WADO_PREFIX,
+        stow=settings.MONAI_LABEL_STOW_PREFIX,
+    )

@@ -19,7 +19,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError
 
-from apps.samloop.pacs.address import Address, address_of
+from apps.samloop.pacs.address import Address
 from apps.samloop.pacs.breaker import Breaker
 from apps.samloop.pacs.call import Call
 from sam_infer.errors import UnavailableError
@@ -31,7 +31,6 @@ SILENCE = 30.0
 _CONNECTIONS = 16
 #: What urllib3's texts begin with: the connection, as Python writes it.
 _CONNECTION = re.compile(r"^\w+\(host=[^)]*\): ")
-__all__ = ["Address", "PacsClient", "RefusedError", "address_of"]
 
 
 class RefusedError(UnavailableError):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from monailabel.config import settings
 
-from apps.samloop.pacs.client import PacsClient, address_of
+from apps.samloop.pacs.address import configured_address
+from apps.samloop.pacs.client import PacsClient
 from apps.samloop.pacs.store import DicomDatastore
 from sam_infer.volumes import Image
 
@@ -25,18 +26,10 @@ def dicom_datastore(
         labels: Label name -> index of the project.
         read: Path to image.
     """
-    address = address_of(
-        url,
-        user=settings.MONAI_LABEL_DICOMWEB_USERNAME,
-        password=settings.MONAI_LABEL_DICOMWEB_PASSWORD,
-        qido=settings.MONAI_LABEL_QIDO_PREFIX,
-        wado=settings.MONAI_LABEL_WADO_PREFIX,
-        stow=settings.MONAI_LABEL_STOW_PREFIX,
-    )
     return DicomDatastore(
         str(folder),
         labels=labels,
-        client=PacsClient(address),
+        client=PacsClient(configured_address(url)),
         # Stock's own is {"Modality": "CT"}; here nothing is left out that nobody asked to be.
         search=getattr(settings, _FILTER) if _FILTER in settings.model_fields_set else {},
         read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,

@@ -97,6 +97,11 @@ class SegFiles:
             path.unlink(missing_ok=True)
 
 
+def load_writer() -> None:
+    """Load what writes DICOM SEG, which takes seconds, before somebody who accepts a label waits for it."""
+    import sam_infer.dicom.segfile  # noqa: F401
+
+
 def labelled(
     labelmap: NDArray[np.integer], series: Series, names: Mapping[int, str], info: Mapping[str, Any]
 ) -> bytes:

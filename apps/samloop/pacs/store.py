@@ -8,6 +8,7 @@ down.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from apps.samloop.pacs.images import FINAL, FetchedImages, check_info, described
 from apps.samloop.pacs.labelnames import LabelNames
 from apps.samloop.pacs.outbox import Outbox
 from apps.samloop.pacs.refusals import Refusals
-from apps.samloop.pacs.segfiles import SegFiles, labelled
+from apps.samloop.pacs.segfiles import SegFiles, labelled, load_writer
 from apps.samloop.pacs.segs import sent_facts
 from apps.samloop.pacs.volumes import Volumes
 from sam_infer.errors import InputError, UnavailableError
@@ -89,6 +90,7 @@ class DicomDatastore(FetchedImages):
                 self._outbox.put(image_id)  # killed between accepting it and putting it there
         self._sends = True
         self._outbox.start()
+        threading.Thread(target=load_writer, name="pacs-writer", daemon=True).start()
 
     def stop(self) -> None:
         """Send nothing any more; what waits is sent after the next start."""
