@@ -9,6 +9,7 @@ that is a threshold, so that what is seen is MONAI Label itself.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,7 +32,12 @@ Rows = dict[str, dict[str, str]]
 def add_parser(commands: Any) -> None:
     """Add ``robustness`` to the command line."""
     parser = commands.add_parser("robustness", help="stock MONAI Label and samloop under bad conditions")
-    parser.add_argument("--out", type=Path, required=True, help="folder for robustness.md and logs")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for robustness.md and logs; what was found before is kept",
+    )
     parser.add_argument("--parts", default="local,stores,dicom", help="which tables")
     parser.add_argument("--servers", default=f"{STOCK},{OURS}", help="which servers")
     parser.add_argument("--only", default="", help="probes whose name holds this text")
@@ -45,14 +51,17 @@ def run(args: argparse.Namespace) -> int:
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[..., None]] = {"local": _local, "stores": _stores, "dicom": _dicom}
-    text = ""
+    noted = args.out / "robustness.json"
+    tables: dict[str, Rows] = json.loads(noted.read_text()) if noted.exists() else {}
     for part in args.parts.split(","):
-        rows: Rows = {}
         for name in args.servers.split(","):
             with tempfile.TemporaryDirectory(prefix=f"robustness-{name}-") as folder:
-                parts[part](name, Path(folder), args, rows)
-        table = markdown(["", STOCK, OURS], [[p, r.get(STOCK, ""), r.get(OURS, "")] for p, r in rows.items()])
-        text += f"## {part}\n\n{table}\n"
+                parts[part](name, Path(folder), args, tables.setdefault(part, {}))
+            noted.write_text(json.dumps(tables, indent=1))
+    text = ""
+    for part, rows in tables.items():
+        cells = [[probe, found.get(STOCK, ""), found.get(OURS, "")] for probe, found in rows.items()]
+        text += f"## {part}\n\n{markdown(['', STOCK, OURS], cells)}\n"
     text += f"{cpu_name()}\n"
     print(text)
     (args.out / "robustness.md").write_text(text)

@@ -130,7 +130,7 @@ def _rebuilt(place: Place) -> str:
         if reply.ok:
             return _values(reply)
         found: set[int] = set()
-        for path in subject.outside.rglob("labels/final/*.seg.nrrd"):
+        for path in subject.outside.rglob("labels/final/*.nrrd"):
             found |= set(np.unique(read_image(path).array).tolist())
         return f"{told(reply)}; the file in its cache has values {sorted(found - {0})}"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 
 import nibabel as nib
@@ -80,7 +81,8 @@ def _save_for_ever(name: str, studies: Path, label: Path, told_: Path) -> None:
 def _known(name: str, studies: Path) -> set[str]:
     """The accepted cases that the store knows when it is opened again; none where it cannot be."""
     try:
-        return set(_open(name, studies).get_labeled_images())
+        with redirect_stdout(io.StringIO()):  # stock prints what is wrong
+            return set(_open(name, studies).get_labeled_images())
     except Exception:
         return set()
 
